@@ -1,0 +1,61 @@
+# The two commands of a newcomer are `make demo` and `make test`; `make help` lists the rest.
+# Everything that takes long and does not depend on this tree's Rust code (kernel, worker image, QEMU, test
+# root filesystems) is cached by content in $RUNDLET_CACHE, by default ~/.cache/rundlet.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PREFIX ?= /usr/local
+GUEST := target/guest
+
+.PHONY: help setup build kernel initrd demo test lint unit scripts kernel-test claims bench fuzz install clean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## install the Debian packages that building and testing need
+	@./setup.sh
+
+build: setup kernel initrd ## everything that ships: three host programs, guest kernel, guest init
+	cargo build --release --locked -p rundlet -p rundlet-vmm -p vhost-blk-ro
+
+kernel: setup ## the guest kernel (cached by content)
+	guest-kernel/build.sh --output $(GUEST)/vmlinux
+
+initrd: setup ## the guest's init in an initramfs
+	guest-userspace/initrd.sh $(GUEST)/initrd.cpio
+
+demo: build ## run a real Python program in a sandbox, show what it cost
+	vm-tests/demo
+
+test: lint unit scripts build kernel-test claims ## all that CI runs
+
+lint: setup ## formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+unit: setup ## tests that need no virtual machine (those that need KVM say so when they skip)
+	cargo test --workspace --locked
+
+scripts: setup ## tests of the driver and syntax of the shell scripts
+	git ls-files '*.sh' setup.sh .ci/run vm-tests/demo | xargs -n1 bash -n
+	python3 -m unittest discover -q -s vm-tests/driver -t vm-tests -p '*_test.py'
+
+kernel-test: kernel ## the guest kernel's own patches, under emulation
+	guest-kernel/test.sh
+
+claims: build ## the promises, each a test in a worker VM
+	vm-tests/run
+
+bench: build ## the figures of docs/budgets.md, in one run
+	vm-tests/run --bench
+
+fuzz: setup ## every parser of hostile bytes, SECONDS each (default 600)
+	fuzz/run.sh $(SECONDS_EACH)
+
+install: build ## into $(PREFIX)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/rundlet
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/libexec/rundlet target/release/rundlet-vmm target/release/vhost-blk-ro
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/rundlet $(GUEST)/vmlinux $(GUEST)/initrd.cpio
+
+clean: ## this tree's build output, not the cache
+	cargo clean
