@@ -1,0 +1,315 @@
+//! The store: images by digest, names that point to them, templates of scratch disks.
+//!
+//! ```text
+//! images/sha256-<hex>.erofs   never changed once there; a sandbox that uses one holds it locked shared
+//! names/<name>.json           a Reference, replaced by rename
+//! scratch/                    see crate::scratch
+//! tmp/                        work in progress, one Claim each
+//! lock                        held shared between looking a name up and locking its image, exclusively
+//!                             while names and images are added or removed
+//! ```
+//!
+//! A crash at any point leaves either the old or the new name, whole images only, and at worst an image
+//! without a name or a claim without an owner; the next change of the store removes both.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::ImageName;
+use crate::claim::{self, Claim};
+use crate::error::PathError;
+
+/// What a name points to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    pub name: ImageName,
+    /// `sha256-` and 64 hexadecimal digits.
+    pub digest: String,
+    /// Size of the image in bytes.
+    pub bytes: u64,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Where it was imported from.
+    pub source: String,
+}
+
+/// An image that stays while this exists.
+#[derive(Debug)]
+pub struct Image {
+    pub reference: Reference,
+    pub path: PathBuf,
+    _lock: File,
+}
+
+/// The store's directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Path(#[from] PathError),
+    #[error(
+        "there is no image {0}; `rundlet image ls` shows those that are there, `rundlet image import PATH {0}` makes one"
+    )]
+    NoSuchImage(ImageName),
+    #[error("{} is damaged; import the image again", path.display())]
+    Damaged {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("image {name} is in use{}; stop its sandboxes first", by(pids))]
+    InUse { name: ImageName, pids: Vec<u32> },
+}
+
+fn by(pids: &[u32]) -> String {
+    match pids {
+        [] => String::new(),
+        [pid] => format!(" by process {pid}"),
+        many => format!(" by processes {many:?}"),
+    }
+}
+
+impl Store {
+    /// Opens the store, making what is missing.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        for directory in ["images", "names", "scratch", "scratch/layers", "tmp"] {
+            let path = root.join(directory);
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(PathError::at("create directory", &path))?;
+        }
+        Ok(Self {
+            root: root.to_path_buf(),
+        })
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where templates of scratch disks are.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// A place for work in progress on the store's filesystem. Sweeps what crashed work left behind.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn work(&self, prefix: &str) -> Result<Claim, StoreError> {
+        let tmp = self.root.join("tmp");
+        let swept = claim::sweep(&tmp)?;
+        if swept > 0 {
+            log::info!(
+                "removed {swept} directories of unfinished work from {}",
+                tmp.display()
+            );
+        }
+        Ok(Claim::create_random(&tmp, prefix)?)
+    }
+
+    /// Looks a name up and locks its image against removal.
+    ///
+    /// # Errors
+    /// No such image, or the store cannot be read.
+    pub fn find(&self, name: &ImageName) -> Result<Image, StoreError> {
+        let _shared = self.lock(FlockOperation::LockShared)?;
+        let reference = self.read(name)?;
+        let path = self.image_path(&reference.digest);
+        let lock = File::open(&path).map_err(PathError::at("open image", &path))?;
+        flock(&lock, FlockOperation::LockShared).map_err(PathError::at("lock image", &path))?;
+        Ok(Image {
+            reference,
+            path,
+            _lock: lock,
+        })
+    }
+
+    /// All names, sorted.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn list(&self) -> Result<Vec<Reference>, StoreError> {
+        let names = self.root.join("names");
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&names).map_err(PathError::at("list", &names))? {
+            let path = entry.map_err(PathError::at("list", &names))?.path();
+            // Others are new references on their way to their name.
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
+                all.push(read_reference(&path)?);
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    /// Takes a finished image file, on the store's filesystem and synced, under its digest and name. A
+    /// name that was there before moves to it.
+    ///
+    /// # Errors
+    /// The store cannot be written; the name is as it was then.
+    pub fn publish(&self, staged: &Path, reference: &Reference) -> Result<(), StoreError> {
+        let _exclusive = self.lock(FlockOperation::LockExclusive)?;
+        let path = self.image_path(&reference.digest);
+        if !path.exists() {
+            fs::rename(staged, &path).map_err(PathError::at("move the image to", &path))?;
+            sync(&self.root.join("images"))?;
+        }
+        self.write(reference)?;
+        self.collect()
+    }
+
+    /// Takes a name away, and its image when no other name has it.
+    ///
+    /// # Errors
+    /// No such name; or it is the last one of an image in use.
+    pub fn remove(&self, name: &ImageName) -> Result<Reference, StoreError> {
+        let _exclusive = self.lock(FlockOperation::LockExclusive)?;
+        let reference = self.read(name)?;
+        let others = self.list()?;
+        let last = !others
+            .iter()
+            .any(|other| other.digest == reference.digest && other.name != reference.name);
+        let image = self.image_path(&reference.digest);
+        if last && let Some(pids) = users(&image) {
+            return Err(StoreError::InUse {
+                name: name.clone(),
+                pids,
+            });
+        }
+        let path = self.name_path(name);
+        fs::remove_file(&path).map_err(PathError::at("remove", &path))?;
+        sync(&self.root.join("names"))?;
+        self.collect()?;
+        Ok(reference)
+    }
+
+    /// Removes images that no name points to and nobody uses. Under the exclusive lock.
+    fn collect(&self) -> Result<(), StoreError> {
+        let wanted: Vec<String> = self.list()?.into_iter().map(|it| it.digest).collect();
+        let images = self.root.join("images");
+        for entry in fs::read_dir(&images).map_err(PathError::at("list", &images))? {
+            let path = entry.map_err(PathError::at("list", &images))?.path();
+            let named = path
+                .file_stem()
+                .is_some_and(|stem| wanted.iter().any(|digest| stem == digest.as_str()));
+            if !named && users(&path).is_none() {
+                fs::remove_file(&path).map_err(PathError::at("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self, how: FlockOperation) -> Result<File, StoreError> {
+        let path = self.root.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(PathError::at("open", &path))?;
+        flock(&file, how).map_err(PathError::at("lock", &path))?;
+        Ok(file)
+    }
+
+    fn image_path(&self, digest: &str) -> PathBuf {
+        self.root.join("images").join(format!("{digest}.erofs"))
+    }
+
+    fn name_path(&self, name: &ImageName) -> PathBuf {
+        self.root.join("names").join(name.file_name())
+    }
+
+    fn read(&self, name: &ImageName) -> Result<Reference, StoreError> {
+        read_reference(&self.name_path(name)).map_err(|error| match error {
+            StoreError::Path(path) if path.kind() == io::ErrorKind::NotFound => {
+                StoreError::NoSuchImage(name.clone())
+            }
+            other => other,
+        })
+    }
+
+    /// Under the exclusive lock, which makes the one temporary name enough.
+    fn write(&self, reference: &Reference) -> Result<(), StoreError> {
+        let path = self.name_path(&reference.name);
+        let new = self.root.join("names").join("new");
+        let json = serde_json::to_vec_pretty(reference).map_err(|source| StoreError::Damaged {
+            path: new.clone(),
+            source,
+        })?;
+        let mut file = File::create(&new).map_err(PathError::at("create", &new))?;
+        file.write_all(&json)
+            .and_then(|()| file.sync_all())
+            .map_err(PathError::at("write", &new))?;
+        fs::rename(&new, &path).map_err(PathError::at("write", &path))?;
+        Ok(sync(&self.root.join("names"))?)
+    }
+}
+
+fn read_reference(path: &Path) -> Result<Reference, StoreError> {
+    let json = fs::read(path).map_err(PathError::at("read", path))?;
+    serde_json::from_slice(&json).map_err(|source| StoreError::Damaged {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// Makes what was renamed into a directory outlive a crash of the machine.
+pub(crate) fn sync(directory: &Path) -> Result<(), PathError> {
+    File::open(directory)
+        .and_then(|file| file.sync_all())
+        .map_err(PathError::at("sync", directory))
+}
+
+/// The processes that hold an image, `None` when nobody does.
+fn users(image: &Path) -> Option<Vec<u32>> {
+    let file = File::open(image).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return None;
+    }
+    let inode = file.metadata().map_or(0, |metadata| metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    Some(holders(&locks, inode))
+}
+
+/// Reads proc_locks(5): `1: FLOCK  ADVISORY  READ 345 fe:00:921 0 EOF`. The device is not compared: on
+/// btrfs and overlayfs it is another than stat(2) says.
+fn holders(locks: &str, inode: u64) -> Vec<u32> {
+    let mut pids: Vec<u32> = locks
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            (fields.next()? == "FLOCK").then_some(())?;
+            let pid = fields.nth(2)?;
+            let place = fields.next()?;
+            (place.rsplit(':').next()? == inode.to_string()).then_some(())?;
+            pid.parse().ok()
+        })
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,12 @@
+//! Rundlet's node: images, sandboxes and the talk with their agents, for the command line and (later)
+//! for the daemon.
+//!
+//! One sandbox, from here: [`image::store`] finds and locks the image, [`scratch`] the template of the
+//! writable layer; [`sandbox`] starts the block backend and the VMM and waits for the guest; [`agent`]
+//! runs the command; [`run`] is the recipe of `rundlet run` over these.
+
+pub mod agent;
+pub mod claim;
+pub mod error;
+pub mod image;
+pub mod tools;
