@@ -10,7 +10,8 @@
 # QEMU with every library down to libc, unpacks all of it into one relocatable folder, and writes wrappers which
 # start each program with the loader and libraries of that folder. Nothing of the system is changed.
 #
-# Usage: fetch-qemu.sh        installs (or finds) and prints the folder's bin and the version
+# Usage: fetch-qemu.sh        installs it (or finds it installed), says its version, prints the folder
+#        programs: FOLDER/bin/{qemu-system-x86_64,qemu-storage-daemon,qemu-img}
 set -eu
 
 suite=trixie
@@ -26,7 +27,8 @@ fail() {
 }
 
 report() {
-    echo "$target/bin: $("$target/bin/qemu-system-x86_64" --version | head -n 1)"
+    "$target/bin/qemu-system-x86_64" --version | head -n 1 >&2
+    echo "$target"
 }
 
 if [ "$(cat "$target/stamp" 2>/dev/null)" = "$suite $format" ]; then
@@ -35,11 +37,7 @@ if [ "$(cat "$target/stamp" 2>/dev/null)" = "$suite $format" ]; then
 fi
 
 [ -r "$keyring" ] || fail "$keyring is missing: install the package debian-archive-keyring"
-# The mirror: where this host's own suite of Debian's main archive comes from.
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-    awk -v suite="$codename" '$1 == suite && $2 == "main" { print $3; exit }')
-[ -n "$mirror" ] || fail "no package list of Debian '$codename' main here: run 'apt-get update' first"
+mirror=$("$(dirname "$0")/mirror.sh" main)
 
 mkdir -p "$cache"
 work=$(mktemp -d "$cache/qemu10.XXXXXX")
