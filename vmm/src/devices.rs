@@ -5,3 +5,4 @@
 //! a mutex and given to the event loop and to its MMIO transport.
 
 pub mod virtio;
+pub mod vsock;

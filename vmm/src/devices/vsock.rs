@@ -1,0 +1,300 @@
+//! The socket device (virtio 1.2 §5.10): stream sockets between guest programs and unix sockets on the host.
+//!
+//! A program on the host connects to the sandbox's socket and says `CONNECT <port>\n`; once the guest
+//! has accepted it reads `OK <hostport>\n`, and from then on the two talk. A guest that dials port P of the
+//! host (context 2) reaches the unix socket `<socket>_<P>`. Everything runs on the main thread.
+//!
+//! Layers, each importing only those before it: [`packet`] (bytes in descriptor chains), [`credit`] and
+//! [`connection`] (one stream), [`muxer`] with its listener, handshake and poller (all streams), and
+//! this file, which moves packets between the muxer and the virtqueues.
+//!
+//! A template is captured without open connections, so the device's only state is its context id and its
+//! queues. A restored guest is to be told with VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (§5.10.6.7) on the
+//! event queue, whose buffers are left untouched for that: see `Vsock::activate`.
+
+pub mod connection;
+pub mod credit;
+pub mod handshake;
+pub mod ledger;
+pub mod listener;
+pub mod muxer;
+pub mod packet;
+pub mod poller;
+
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use thiserror::Error;
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{QueueOwnedT, QueueT};
+
+use self::ledger::Kind;
+use self::listener::{BindError, Listener};
+use self::muxer::{Limits, Muxer};
+use self::packet::{RxBuffer, TxPacket};
+use super::virtio::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
+use crate::events::{EventSet, Registrar, Subscriber};
+use crate::memory::GuestMemory;
+use crate::outcome::Outcome;
+use crate::spec::VsockSpec;
+
+/// Device ID (virtio 1.2 §5.10.1).
+const DEVICE_ID: u32 = 19;
+/// VIRTIO_VSOCK_F_STREAM (virtio 1.2 §5.10.3): also what a driver assumes that knows no feature bits.
+const FEATURE_STREAM: u64 = 1 << 0;
+/// Sizes of the receive, transmit and event queue. Linux keeps a page in each receive buffer, so this is
+/// 512 KiB of the guest's RAM.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
+/// Packets moved each way before other devices get their turn.
+const BUDGET: usize = 256;
+
+/// Tokens at the main loop.
+const KICK_RX: u32 = 0;
+const KICK_TX: u32 = 1;
+const HOST: u32 = 2;
+
+/// Why the device could not be made.
+#[derive(Debug, Error)]
+pub enum VsockError {
+    /// The socket could not be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The kernel refused a descriptor.
+    #[error("vsock: cannot make the poller")]
+    Poller(#[source] io::Error),
+}
+
+/// The queues, while the driver has them ready.
+#[derive(Debug)]
+struct Live {
+    memory: GuestMemory,
+    interrupt: Interrupt,
+    rx: VirtQueue,
+    tx: VirtQueue,
+}
+
+/// The device.
+pub struct Vsock {
+    guest_cid: u64,
+    muxer: Muxer,
+    /// Called once, when the guest first dials [`muxer::READY_PORT`].
+    ready: Option<Box<dyn FnOnce() + Send>>,
+    events: Option<Registrar>,
+    live: Option<Live>,
+}
+
+impl fmt::Debug for Vsock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vsock")
+            .field("guest_cid", &self.guest_cid)
+            .field("muxer", &self.muxer)
+            .field("live", &self.live)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Vsock {
+    /// Binds the socket of `spec`; `ready` is called when the guest first dials [`muxer::READY_PORT`].
+    pub fn new(spec: &VsockSpec, ready: Box<dyn FnOnce() + Send>) -> Result<Self, VsockError> {
+        let guest_cid = u64::from(spec.cid);
+        let listener = Listener::bind(&spec.socket)?;
+        let muxer =
+            Muxer::new(guest_cid, listener, Limits::default()).map_err(VsockError::Poller)?;
+        Ok(Self {
+            guest_cid,
+            muxer,
+            ready: Some(ready),
+            events: None,
+            live: None,
+        })
+    }
+
+    /// One round of work: packets both ways, as many as the budget allows.
+    fn work(&mut self, now: Instant) -> io::Result<()> {
+        let Some(live) = &mut self.live else {
+            return Ok(());
+        };
+        let moved = live
+            .transmit(&mut self.muxer, now)
+            .and_then(|sent_all| Ok(live.receive(&mut self.muxer, now)? && sent_all));
+        if self.muxer.take_guest_ready()
+            && let Some(ready) = self.ready.take()
+        {
+            ready();
+        }
+        match moved {
+            Ok(true) => {}
+            Ok(false) => self.muxer.poller().again()?,
+            Err(error) => self.give_up(&error),
+        }
+        self.muxer.set_timer(now)
+    }
+
+    /// The driver's rings make no sense: nothing more is done with them until it resets the device.
+    fn give_up(&mut self, error: &virtio_queue::Error) {
+        log::warn!("vsock: the guest broke its queues, device stopped: {error}");
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        if let (Some(live), Some(events)) = (self.live.take(), &self.events) {
+            for queue in [&live.rx, &live.tx] {
+                if let Err(error) = events.remove(queue.kick.as_ref()) {
+                    log::warn!("vsock: cannot stop watching queue {}: {error}", queue.index);
+                }
+            }
+        }
+        self.muxer.reset_all();
+    }
+}
+
+impl Live {
+    /// Takes packets from the guest. False if it stopped with work left.
+    fn transmit(&mut self, muxer: &mut Muxer, now: Instant) -> Result<bool, virtio_queue::Error> {
+        let (queue, memory) = (&mut self.tx.queue, &self.memory);
+        let mut moved = 0;
+        let sent_all = loop {
+            queue.disable_notification(memory)?;
+            while moved < BUDGET
+                && let Some(chain) = queue.iter(memory)?.next()
+            {
+                let head = chain.head_index();
+                muxer.receive(TxPacket::parse(memory, chain), now);
+                queue.add_used(memory, head, 0)?;
+                moved += 1;
+            }
+            if moved == BUDGET {
+                break false;
+            }
+            if !queue.enable_notification(memory)? {
+                break true;
+            }
+        };
+        if moved > 0 && queue.needs_notification(memory)? {
+            self.interrupt.signal_used();
+        }
+        Ok(sent_all)
+    }
+
+    /// Fills the guest's buffers with packets. False if it stopped with work left.
+    fn receive(&mut self, muxer: &mut Muxer, now: Instant) -> Result<bool, virtio_queue::Error> {
+        let (queue, memory) = (&mut self.rx.queue, &self.memory);
+        let mut moved = 0;
+        // New buffers are news only while packets wait for them.
+        queue.disable_notification(memory)?;
+        while moved < BUDGET && muxer.has_packet() {
+            let Some(chain) = queue.iter(memory)?.next() else {
+                if queue.enable_notification(memory)? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head_index();
+            let used = match RxBuffer::parse(memory, chain) {
+                Ok(buffer) => match muxer.produce(&buffer, now) {
+                    Some(used) => used,
+                    None => {
+                        queue.go_to_previous_position();
+                        break;
+                    }
+                },
+                Err(error) => {
+                    muxer.ledger().report(Kind::BadChain, &error, now);
+                    0
+                }
+            };
+            queue.add_used(memory, head, used)?;
+            moved += 1;
+        }
+        if moved > 0 && queue.needs_notification(memory)? {
+            self.interrupt.signal_used();
+        }
+        Ok(moved < BUDGET)
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        FEATURE_STREAM | 1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    /// struct virtio_vsock_config: the guest's context id (virtio 1.2 §5.10.4).
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.guest_cid.to_le_bytes();
+        let start = usize::try_from(offset).map_or(config.len(), |offset| offset.min(config.len()));
+        for (target, source) in data.iter_mut().zip(&config[start..]) {
+            *target = *source;
+        }
+    }
+
+    fn attach(&mut self, events: Registrar) -> io::Result<()> {
+        events.add(self.muxer.poller(), HOST, EventSet::IN)?;
+        self.events = Some(events);
+        Ok(())
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        // The only event there is tells a restored guest that its connections are gone.
+        let [rx, tx, _events] = activation.take_queues()?;
+        let io = |what| move |source| ActivateError::Io { what, source };
+        if let Some(events) = &self.events {
+            for (queue, token) in [(&rx, KICK_RX), (&tx, KICK_TX)] {
+                events
+                    .add(queue.kick.as_ref(), token, EventSet::IN)
+                    .map_err(io("watch a queue of the vsock device"))?;
+            }
+        }
+        self.live = Some(Live {
+            memory: activation.memory,
+            interrupt: activation.interrupt,
+            rx,
+            tx,
+        });
+        self.muxer
+            .listen()
+            .map_err(io("listen for connections to the guest"))
+    }
+
+    fn reset(&mut self) {
+        self.stop();
+    }
+}
+
+impl Subscriber for Vsock {
+    fn ready(&mut self, token: u32, _: EventSet) -> ControlFlow<Outcome> {
+        let now = Instant::now();
+        let handled = match (token, &self.live) {
+            (HOST, _) => self.muxer.host_events(now),
+            (KICK_RX, Some(live)) => acknowledge(&live.rx),
+            (KICK_TX, Some(live)) => acknowledge(&live.tx),
+            _ => Ok(()),
+        };
+        match handled.and_then(|()| self.work(now)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(Outcome::Error(format!("vsock device: {error}"))),
+        }
+    }
+}
+
+/// Takes a kick out of its eventfd; an event that came twice finds none.
+fn acknowledge(queue: &VirtQueue) -> io::Result<()> {
+    match queue.kick.read() {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod tests;

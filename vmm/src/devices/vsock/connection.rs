@@ -1,0 +1,437 @@
+//! One stream between a guest socket and a unix socket on the host (virtio 1.2 §5.10.6.4-6).
+//!
+//! ```text
+//!   host dials:   Dialling ──RESPONSE──▶ Open          guest dials:  Open (RESPONSE pending)
+//!   Open: each direction ends on its own; when both have, SHUTDOWN and RST take the rest down.
+//! ```
+//!
+//! What must hold: bytes come out in order, once, in both directions; at most one grant of bytes is
+//! held here (only while the host does not read); nothing is read from the host that the guest
+//! has no room for. Packets to the guest are not queued but *owed*: a flag each, turned into a packet
+//! when the guest gives a buffer.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use thiserror::Error;
+
+use super::credit::{CreditError, ReceiveWindow, SendWindow};
+use super::packet::{
+    GuestBytes, Header, MAX_PAYLOAD, Op, RxBuffer, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
+};
+
+/// The two port numbers that name a connection; the context ids are always the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ports {
+    pub host: u32,
+    pub guest: u32,
+}
+
+/// Why a connection is reset: the guest did what no driver does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Violation {
+    #[error("credit: {0}")]
+    Credit(CreditError),
+    #[error("{0:?} out of turn")]
+    OutOfTurn(Op),
+}
+
+/// What a packet from the guest means for its connection's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Keep,
+    /// The guest reset it: forget it, nothing is answered.
+    Gone,
+    /// The guest ended both directions: answer with RST, after which only bytes for the host may be
+    /// left.
+    Done,
+    /// The guest broke the protocol: reset it.
+    Reset(Violation),
+}
+
+/// What epoll says of the host's socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    pub readable: bool,
+    pub writable: bool,
+    /// The host closed both directions.
+    pub hangup: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The host dialled, and the guest has not answered.
+    Dialling,
+    Open,
+}
+
+/// Packets owed to the guest.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owed {
+    request: bool,
+    response: bool,
+    credit_update: bool,
+    credit_request: bool,
+}
+
+/// What one side has given up; never taken back.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ended {
+    sending: bool,
+    receiving: bool,
+}
+
+/// A live connection.
+#[derive(Debug)]
+pub struct Connection {
+    ports: Ports,
+    stream: UnixStream,
+    phase: Phase,
+    to_guest: SendWindow,
+    from_guest: ReceiveWindow,
+    /// Bytes from the guest that the host has not taken yet.
+    backlog: VecDeque<u8>,
+    owed: Owed,
+    guest: Ended,
+    host: Ended,
+    /// Flags of the last SHUTDOWN sent to the guest.
+    shutdown_told: u32,
+    /// The stream may have bytes for the guest: true from epoll's edge until a read would block.
+    readable: bool,
+}
+
+impl Connection {
+    /// The host dialled: the guest will be asked. The stream must not block.
+    #[must_use]
+    pub fn dialled_by_host(ports: Ports, stream: UnixStream, grant: u32) -> Self {
+        let mut connection = Self::new(ports, stream, grant, Phase::Dialling);
+        connection.owed.request = true;
+        connection
+    }
+
+    /// The guest dialled with `request`, and `stream` leads to whom it wanted. The stream must not
+    /// block.
+    pub fn dialled_by_guest(
+        ports: Ports,
+        stream: UnixStream,
+        grant: u32,
+        request: &Header,
+    ) -> Result<Self, Violation> {
+        let mut connection = Self::new(ports, stream, grant, Phase::Open);
+        connection.take_credit(request)?;
+        connection.owed.response = true;
+        Ok(connection)
+    }
+
+    fn new(ports: Ports, stream: UnixStream, grant: u32, phase: Phase) -> Self {
+        Self {
+            ports,
+            stream,
+            phase,
+            to_guest: SendWindow::default(),
+            from_guest: ReceiveWindow::new(grant),
+            backlog: VecDeque::new(),
+            owed: Owed::default(),
+            guest: Ended::default(),
+            host: Ended::default(),
+            shutdown_told: 0,
+            readable: false,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// True while the guest has not answered the host's dialling.
+    #[must_use]
+    pub fn is_dialling(&self) -> bool {
+        self.phase == Phase::Dialling
+    }
+
+    /// True if the guest was told that both directions have ended: it owes an RST.
+    #[must_use]
+    pub fn awaits_reset(&self) -> bool {
+        self.shutdown_told == SHUTDOWN_RECEIVE | SHUTDOWN_SEND
+    }
+
+    /// Takes a packet from the guest.
+    pub fn receive(&mut self, op: Op, header: &Header, payload: &GuestBytes<'_>) -> Verdict {
+        match self.try_receive(op, header, payload) {
+            Ok(verdict) => verdict,
+            Err(violation) => Verdict::Reset(violation),
+        }
+    }
+
+    fn try_receive(
+        &mut self,
+        op: Op,
+        header: &Header,
+        payload: &GuestBytes<'_>,
+    ) -> Result<Verdict, Violation> {
+        if op == Op::Rst {
+            return Ok(Verdict::Gone);
+        }
+        self.take_credit(header)?;
+        match (op, self.phase) {
+            (Op::Response, Phase::Dialling) => return Ok(self.accepted()),
+            (Op::CreditUpdate, Phase::Open) => {}
+            (Op::CreditRequest, Phase::Open) => self.owed.credit_update = true,
+            (Op::Rw, Phase::Open) if !self.guest.sending => {
+                self.from_guest
+                    .receive(payload.len())
+                    .map_err(Violation::Credit)?;
+                self.deliver(payload);
+            }
+            (Op::Shutdown, Phase::Open) => return Ok(self.guest_ends(header.flags)),
+            (op, _) => return Err(Violation::OutOfTurn(op)),
+        }
+        Ok(Verdict::Keep)
+    }
+
+    fn take_credit(&mut self, header: &Header) -> Result<(), Violation> {
+        self.to_guest
+            .update(header.buf_alloc, header.fwd_cnt)
+            .map_err(Violation::Credit)?;
+        if self.to_guest.available() > 0 {
+            self.owed.credit_request = false;
+        }
+        Ok(())
+    }
+
+    /// The guest said yes: tells the host, in one line that a fresh socket has room for.
+    fn accepted(&mut self) -> Verdict {
+        self.phase = Phase::Open;
+        let line = format!("OK {}\n", self.ports.host);
+        match self.stream.write(line.as_bytes()) {
+            Ok(written) if written == line.len() => Verdict::Keep,
+            // The host has left already, or never reads: there is no connection to have.
+            Ok(_) | Err(_) => Verdict::Done,
+        }
+    }
+
+    /// Payload goes straight to the host as far as it takes it, and waits otherwise.
+    fn deliver(&mut self, payload: &GuestBytes<'_>) {
+        if self.host.receiving {
+            self.from_guest.forward_all();
+            return;
+        }
+        let mut written = 0;
+        if self.backlog.is_empty() && !payload.is_empty() {
+            match payload.write_to(&mut self.stream) {
+                Ok(count) => written = count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return self.host_takes_no_more(),
+            }
+        }
+        self.from_guest.forward(written);
+        let rest = payload.after(written);
+        if !rest.is_empty() {
+            let mut bytes = vec![0; rest.len()];
+            rest.copy_to(&mut bytes);
+            self.backlog.reserve_exact(bytes.len());
+            self.backlog.extend(bytes);
+        }
+    }
+
+    fn guest_ends(&mut self, flags: u32) -> Verdict {
+        self.guest.sending |= flags & SHUTDOWN_SEND != 0;
+        self.guest.receiving |= flags & SHUTDOWN_RECEIVE != 0;
+        if self.guest.sending && self.guest.receiving {
+            return Verdict::Done;
+        }
+        // Both may fail only if the host has left, which its own event tells.
+        if self.guest.receiving {
+            let _ = self.stream.shutdown(Shutdown::Read);
+        }
+        self.pass_end_on();
+        Verdict::Keep
+    }
+
+    /// Once the host has all that the guest sent, it sees the end.
+    fn pass_end_on(&mut self) {
+        if self.guest.sending && self.backlog.is_empty() && !self.host.receiving {
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Takes news of the host's socket. False if the host gave up before the guest answered.
+    pub fn host_event(&mut self, ready: Readiness) -> bool {
+        self.readable |= ready.readable || ready.hangup;
+        if ready.hangup {
+            if self.is_dialling() {
+                return false;
+            }
+            self.host_takes_no_more();
+        } else if ready.writable {
+            self.flush();
+        }
+        true
+    }
+
+    /// Writes what waits for the host, as much as it takes.
+    fn flush(&mut self) {
+        match write_backlog(&mut self.backlog, &mut self.stream) {
+            Ok(written) => self.from_guest.forward(written),
+            Err(_) => self.host_takes_no_more(),
+        }
+        self.pass_end_on();
+    }
+
+    fn host_takes_no_more(&mut self) {
+        self.host.receiving = true;
+        self.from_guest.forward_all();
+        self.backlog = VecDeque::new();
+    }
+
+    /// True if a buffer from the guest could be put to use.
+    #[must_use]
+    pub fn has_packet(&self) -> bool {
+        let control = self.owed.request
+            || self.owed.response
+            || self.owed.credit_update
+            || self.owed.credit_request;
+        if self.is_dialling() {
+            return control;
+        }
+        control || self.may_read() || self.shutdown_due() || self.from_guest.update_due()
+    }
+
+    fn wants_to_read(&self) -> bool {
+        self.readable && !self.host.sending && !self.guest.receiving && !self.is_dialling()
+    }
+
+    fn may_read(&self) -> bool {
+        self.wants_to_read() && self.to_guest.available() > 0
+    }
+
+    /// What the host has ended. What it still sends to a guest that does not receive counts as
+    /// nothing once it does not receive either.
+    fn shutdown_flags(&self) -> u32 {
+        let mut flags = 0;
+        if self.host.receiving {
+            flags |= SHUTDOWN_RECEIVE;
+        }
+        if self.host.sending || (self.host.receiving && self.guest.receiving) {
+            flags |= SHUTDOWN_SEND;
+        }
+        flags
+    }
+
+    fn shutdown_due(&self) -> bool {
+        self.shutdown_flags() != self.shutdown_told
+    }
+
+    /// Puts one packet into `buffer`: the number of bytes used, or nothing if there was no packet
+    /// after all (the socket had looked readable).
+    pub fn produce(&mut self, buffer: &RxBuffer<'_>, addresses: &Header) -> Option<u32> {
+        let mut header = *addresses;
+        header.op = self.next_packet(buffer, &mut header)?.to_wire();
+        (header.buf_alloc, header.fwd_cnt) = self.from_guest.advertise();
+        // Whatever the packet is, it has told the guest its credit.
+        self.owed.credit_update = false;
+        Some(buffer.finish(&header))
+    }
+
+    fn next_packet(&mut self, buffer: &RxBuffer<'_>, header: &mut Header) -> Option<Op> {
+        if std::mem::take(&mut self.owed.request) {
+            return Some(Op::Request);
+        }
+        if self.is_dialling() {
+            return None;
+        }
+        if std::mem::take(&mut self.owed.response) {
+            return Some(Op::Response);
+        }
+        if self.may_read() {
+            let read = self.read_for_guest(buffer);
+            if read > 0 {
+                header.len = read;
+                return Some(Op::Rw);
+            }
+        }
+        if self.shutdown_due() {
+            self.shutdown_told = self.shutdown_flags();
+            header.flags = self.shutdown_told;
+            return Some(Op::Shutdown);
+        }
+        if std::mem::take(&mut self.owed.credit_request) {
+            return Some(Op::CreditRequest);
+        }
+        (self.owed.credit_update || self.from_guest.update_due()).then_some(Op::CreditUpdate)
+    }
+
+    /// Reads from the host into the guest's buffer; 0 if there is nothing (more) now.
+    fn read_for_guest(&mut self, buffer: &RxBuffer<'_>) -> u32 {
+        let credit = usize::try_from(self.to_guest.available()).unwrap_or(MAX_PAYLOAD);
+        let room = buffer.payload(credit.min(MAX_PAYLOAD));
+        match room.read_from(&mut self.stream) {
+            Ok(0) => self.host.sending = true,
+            Ok(read) => {
+                let read = u32::try_from(read).expect("at most MAX_PAYLOAD");
+                self.to_guest.send(read);
+                // Out of credit: ask once. Linux would tell anyway, others need not.
+                self.owed.credit_request = self.to_guest.available() == 0;
+                return read;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+            // Reset by the host, which closed with bytes unread: its end as any other.
+            Err(_) => self.host.sending = true,
+        }
+        0
+    }
+
+    /// What is left when the guest is done: bytes that the host has not taken yet, if any.
+    #[must_use]
+    pub fn into_remainder(self) -> Option<Remainder> {
+        (!self.backlog.is_empty()).then_some(Remainder {
+            stream: self.stream,
+            backlog: self.backlog,
+        })
+    }
+}
+
+/// The last bytes of a connection that the guest has closed.
+#[derive(Debug)]
+pub struct Remainder {
+    stream: UnixStream,
+    backlog: VecDeque<u8>,
+}
+
+impl Remainder {
+    /// Writes what the host takes. True when there is nothing left to do.
+    pub fn flush(&mut self) -> bool {
+        write_backlog(&mut self.backlog, &mut self.stream).is_err() || self.backlog.is_empty()
+    }
+}
+
+/// Writes a backlog until it is empty or the socket full; the number of bytes written.
+fn write_backlog(backlog: &mut VecDeque<u8>, stream: &mut UnixStream) -> io::Result<usize> {
+    let mut total = 0;
+    while !backlog.is_empty() {
+        let (first, second) = backlog.as_slices();
+        match stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                backlog.drain(..written);
+                total += written;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if backlog.is_empty() {
+        // Idle connections hold no buffer.
+        *backlog = VecDeque::new();
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests;
