@@ -1,0 +1,115 @@
+use super::*;
+
+fn problem(text: &str) -> String {
+    format!("{:#}", anyhow::Error::new(Config::parse(text).unwrap_err()))
+}
+
+fn with_disk(disk: &str) -> String {
+    format!(r#"{{"listeners": [{{"socket": "/run/x.sock", "disk": {disk}}}]}}"#)
+}
+
+#[test]
+fn the_full_form_is_understood() {
+    let config = Config::parse(
+        r#"{ "listeners": [
+              {"socket": "/run/root.sock", "disk": {"image": {"path": "/x.erofs"}}},
+              {"socket": "/run/scratch.sock", "trusted_front_end": true,
+               "disk": {"scratch": {"template": "/t.img", "directory": "/var/s",
+                                    "flush": "durable", "ready": 3}, "serial": "data"}} ],
+             "queues": 2, "poll_us": 0 }"#,
+    )
+    .unwrap();
+    assert_eq!((config.queues, config.poll), (2, Duration::ZERO));
+    let [root, scratch] = &config.listeners[..] else {
+        panic!("two listeners")
+    };
+    assert_eq!(
+        root.disk,
+        DiskConfig::Image {
+            path: "/x.erofs".into()
+        }
+    );
+    assert_eq!(
+        (root.serial, root.trust),
+        (Serial::new("root").unwrap(), Trust::No)
+    );
+    assert_eq!(
+        (scratch.serial, scratch.trust),
+        (Serial::new("data").unwrap(), Trust::Yes)
+    );
+    let DiskConfig::Scratch { flush, ready, .. } = &scratch.disk else {
+        panic!("a scratch")
+    };
+    assert_eq!((*flush, *ready), (Flush::Durable, 3));
+}
+
+#[test]
+fn volatile_and_one_queue_are_the_defaults() {
+    let text = with_disk(r#"{"scratch": {"template": "/t", "directory": "/d"}}"#);
+    let config = Config::parse(&text).unwrap();
+    assert_eq!(config.queues, 1);
+    let scratch = &config.listeners[0];
+    assert_eq!(scratch.serial, Serial::new("scratch").unwrap());
+    assert!(matches!(
+        &scratch.disk,
+        DiskConfig::Scratch {
+            flush: Flush::Volatile,
+            ready: 0,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn every_error_names_its_field() {
+    let image = r#"{"image": {"path": "/x"}}"#;
+    let long = "x".repeat(108);
+    let table = [
+        (r#"{"listeners": []}"#.to_owned(), "listeners: must name"),
+        (with_disk("{}"), "listeners[0].disk: must have exactly one"),
+        (
+            with_disk(
+                r#"{"image": {"path": "/x"}, "scratch": {"template": "/t", "directory": "/d"}}"#,
+            ),
+            "listeners[0].disk: must have exactly one",
+        ),
+        (
+            with_disk(r#"{"image": {"path": "/x", "mode": 1}}"#),
+            "unknown field `mode`",
+        ),
+        (
+            with_disk(r#"{"image": {"path": "/x"}, "serial": "123456789012345678901"}"#),
+            "listeners[0].disk.serial",
+        ),
+        (
+            with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "ready": 65}}"#),
+            "listeners[0].disk.scratch.ready",
+        ),
+        (
+            with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "flush": "never"}}"#),
+            "unknown variant `never`",
+        ),
+        (
+            format!(r#"{{"listeners": [{{"socket": "{long}", "disk": {image}}}]}}"#),
+            "listeners[0].socket: is a path",
+        ),
+        (
+            format!(
+                r#"{{"listeners": [{{"socket": "/a", "disk": {image}}}, {{"socket": "/a", "disk": {image}}}]}}"#
+            ),
+            "listeners[1].socket: is already in use",
+        ),
+        (
+            format!(r#"{{"queues": 17, "listeners": [{{"socket": "/a", "disk": {image}}}]}}"#),
+            "queues: must be 1 to 16",
+        ),
+        (
+            format!(r#"{{"poll_us": 500, "listeners": [{{"socket": "/a", "disk": {image}}}]}}"#),
+            "poll_us: must be 0 to 200",
+        ),
+    ];
+    for (text, expected) in table {
+        let said = problem(&text);
+        assert!(said.contains(expected), "{text}\n{said}");
+    }
+}

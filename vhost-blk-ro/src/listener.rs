@@ -1,0 +1,239 @@
+//! A listening socket and the disk that each of its connections gets.
+//!
+//! Must hold: the socket file is removed when the listener is dropped, but only if it is still the
+//! one that was made here.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use thiserror::Error;
+
+use crate::config::{DiskConfig, ListenerConfig};
+use crate::disk::Disk;
+use crate::image::{self, Image, Source};
+use crate::scratch::pool::Pool;
+use crate::scratch::{self, Template};
+use crate::session::{self, Options};
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("cannot use the image")]
+    Image(#[from] image::Error),
+    #[error("cannot use the scratch disk")]
+    Scratch(#[from] scratch::Error),
+    #[error("cannot start the thread that makes scratch layers")]
+    Pool(#[source] io::Error),
+    #[error("{0} is in use by another process")]
+    InUse(PathBuf),
+    #[error("{0} exists and is not a socket")]
+    NotASocket(PathBuf),
+    #[error("cannot listen on {path}")]
+    Bind { path: PathBuf, source: io::Error },
+}
+
+/// Images already open, by what they are: the same file behind two sockets is opened once.
+pub type Images = HashMap<image::Identity, Arc<Image>>;
+
+/// Where a session's disk comes from.
+#[derive(Debug)]
+enum Served {
+    Image(Arc<Image>),
+    Scratch(Pool),
+}
+
+impl Served {
+    fn open(config: &DiskConfig, images: &mut Images) -> Result<Self, Error> {
+        match config {
+            DiskConfig::Image { path } => {
+                let source = Source::open(path)?;
+                let shared = images.entry(source.identity());
+                let image = shared.or_insert_with(|| Arc::new(Image::new(source)));
+                Ok(Self::Image(Arc::clone(image)))
+            }
+            DiskConfig::Scratch {
+                template,
+                directory,
+                flush,
+                ready,
+            } => {
+                let source = Source::open(template)?;
+                let template = Template::new(source, directory, *flush);
+                // A directory that cannot hold a layer should be known now, not at the first VM.
+                drop(template.layer()?);
+                Ok(Self::Scratch(
+                    Pool::start(Arc::new(template), *ready).map_err(Error::Pool)?,
+                ))
+            }
+        }
+    }
+
+    fn disk(&self) -> Result<Disk, Error> {
+        match self {
+            Self::Image(image) => {
+                image.source().check()?;
+                Ok(Disk::Image(Arc::clone(image)))
+            }
+            Self::Scratch(pool) => Ok(Disk::Layer(pool.take()?)),
+        }
+    }
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket file.
+    identity: (u64, u64),
+    shared: Arc<Shared>,
+}
+
+/// What the session threads of one socket share.
+#[derive(Debug)]
+struct Shared {
+    served: Served,
+    options: Options,
+    name: String,
+}
+
+impl Listener {
+    pub fn bind(
+        config: &ListenerConfig,
+        options: Options,
+        images: &mut Images,
+    ) -> Result<Self, Error> {
+        let served = Served::open(&config.disk, images)?;
+        let path = config.socket.clone();
+        remove_stale(&path)?;
+        let named = |source| Error::Bind {
+            path: path.clone(),
+            source,
+        };
+        let socket = UnixListener::bind(&path).map_err(named)?;
+        socket.set_nonblocking(true).map_err(named)?;
+        let meta = fs::symlink_metadata(&path).map_err(named)?;
+        let name = path.display().to_string();
+        let shared = Arc::new(Shared {
+            served,
+            options,
+            name,
+        });
+        Ok(Self {
+            socket,
+            path,
+            identity: (meta.dev(), meta.ino()),
+            shared,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next waiting connection, if there is one.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self.socket.accept() {
+            Ok((connection, _)) => Ok(Some(connection)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::ConnectionAborted => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Serves `connection` on a thread of its own; `alive` is dropped when that ends.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        connection: UnixStream,
+        number: u64,
+        stop: Arc<OwnedFd>,
+        alive: T,
+    ) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name("blk-session".into());
+        thread.stack_size(session::STACK_BYTES).spawn(move || {
+            shared.serve(connection, number, &stop);
+            drop(alive);
+        })?;
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn serve(&self, connection: UnixStream, number: u64, stop: &OwnedFd) {
+        let Self {
+            served,
+            options,
+            name,
+        } = self;
+        log::info!("session {number} on {name}: started");
+        let disk = match served.disk() {
+            Ok(disk) => disk,
+            Err(error) => {
+                log::error!(
+                    "session {number} on {name}: refused: {:#}",
+                    anyhow::Error::new(error)
+                );
+                return;
+            }
+        };
+        let (end, stats) = session::serve(connection, disk, options, stop);
+        log::log!(
+            end.level(),
+            "session {number} on {name}: ended: {:#}; {} requests, {} failed, {} bytes read, {} written",
+            anyhow::Error::new(end),
+            stats.requests,
+            stats.failed,
+            stats.bytes_read,
+            stats.bytes_written,
+        );
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes a socket file that a killed daemon left; one that still answers is left alone.
+fn remove_stale(path: &Path) -> Result<(), Error> {
+    let named = |source| Error::Bind {
+        path: path.to_path_buf(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(named(error)),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(Error::NotASocket(path.to_path_buf()));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(named)
+        }
+        Ok(_) => Err(Error::InUse(path.to_path_buf())),
+        Err(error) => Err(named(error)),
+    }
+}

@@ -1,0 +1,133 @@
+//! The daemon under test, with a 4 MiB image, a 16 MiB scratch template, and a directory of its own.
+#![allow(dead_code, unreachable_pub)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+/// Byte `i` of the test image.
+pub fn byte(i: u64) -> u8 {
+    u8::try_from((i / 512 * 31 + i * 7) % 251).unwrap()
+}
+
+pub fn pattern(offset: u64, len: u64) -> Vec<u8> {
+    (offset..offset + len).map(byte).collect()
+}
+
+pub struct Daemon {
+    child: Child,
+    dir: TempDir,
+    settings: String,
+}
+
+impl Daemon {
+    /// `settings` goes into the top level of the configuration, with a comma in front.
+    pub fn start(settings: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("image"), pattern(0, 4 << 20)).unwrap();
+        let template = std::fs::File::create(dir.path().join("template")).unwrap();
+        template.set_len(16 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&template, &pattern(0, 65536), 0).unwrap();
+        let child = spawn(dir.path(), settings);
+        Self {
+            child,
+            dir,
+            settings: settings.to_owned(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root.sock")
+    }
+
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.path().join("scratch.sock")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    /// Without giving it time for anything.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn restart(&mut self) {
+        self.child = spawn(self.dir.path(), &self.settings);
+    }
+
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Already dead in the tests that are about that.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn config(dir: &Path, settings: &str) -> String {
+    let at = |name: &str| dir.join(name).display().to_string();
+    format!(
+        r#"{{"listeners": [
+            {{"socket": "{}", "disk": {{"image": {{"path": "{}"}}}}}},
+            {{"socket": "{}", "disk": {{"scratch": {{"template": "{}", "directory": "{}"}}}}}}
+        ]{settings}}}"#,
+        at("root.sock"),
+        at("image"),
+        at("scratch.sock"),
+        at("template"),
+        dir.display(),
+    )
+}
+
+pub fn spawn(dir: &Path, settings: &str) -> Child {
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vhost-blk-ro"))
+        .args(["serve", "--config", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(config(dir, settings).as_bytes())
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(
+        line,
+        "{\"event\":\"listening\"}\n",
+        "the daemon's log is in {}",
+        dir.display()
+    );
+    child
+}
