@@ -4,14 +4,17 @@
 //! has accepted it reads `OK <hostport>\n`, and from then on the two talk. A guest that dials port P of the
 //! host (context 2) reaches the unix socket `<socket>_<P>`. Everything runs on the main thread.
 //!
-//! Layers, each importing only those before it: [`packet`] (bytes in descriptor chains), [`credit`] and
-//! [`connection`] (one stream), [`muxer`] with its listener, handshake and poller (all streams), and
-//! this file, which moves packets between the muxer and the virtqueues.
+//! Layers, each importing only those before it: [`bytes`] and [`packet`] (what is in a descriptor chain),
+//! [`credit`], [`backlog`] and [`connection`] (one stream), [`muxer`] with its [`listener`],
+//! [`handshake`] and [`poller`] (all streams), and this file, which moves packets between the muxer
+//! and the virtqueues.
 //!
 //! A template is captured without open connections, so the device's only state is its context id and its
 //! queues. A restored guest is to be told with VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (§5.10.6.7) on the
 //! event queue, whose buffers are left untouched for that: see `Vsock::activate`.
 
+pub mod backlog;
+pub mod bytes;
 pub mod connection;
 pub mod credit;
 pub mod handshake;

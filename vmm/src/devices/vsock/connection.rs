@@ -10,17 +10,16 @@
 //! has no room for. Packets to the guest are not queued but *owed*: a flag each, turned into a packet
 //! when the guest gives a buffer.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use thiserror::Error;
 
+use super::backlog::{Backlog, Remainder};
+use super::bytes::GuestBytes;
 use super::credit::{CreditError, ReceiveWindow, SendWindow};
-use super::packet::{
-    GuestBytes, Header, MAX_PAYLOAD, Op, RxBuffer, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
-};
+use super::packet::{Header, MAX_PAYLOAD, Op, RxBuffer, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 /// The two port numbers that name a connection; the context ids are always the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,7 +92,7 @@ pub struct Connection {
     to_guest: SendWindow,
     from_guest: ReceiveWindow,
     /// Bytes from the guest that the host has not taken yet.
-    backlog: VecDeque<u8>,
+    backlog: Backlog,
     owed: Owed,
     guest: Ended,
     host: Ended,
@@ -133,7 +132,7 @@ impl Connection {
             phase,
             to_guest: SendWindow::default(),
             from_guest: ReceiveWindow::new(grant),
-            backlog: VecDeque::new(),
+            backlog: Backlog::default(),
             owed: Owed::default(),
             guest: Ended::default(),
             host: Ended::default(),
@@ -230,13 +229,7 @@ impl Connection {
             }
         }
         self.from_guest.forward(written);
-        let rest = payload.after(written);
-        if !rest.is_empty() {
-            let mut bytes = vec![0; rest.len()];
-            rest.copy_to(&mut bytes);
-            self.backlog.reserve_exact(bytes.len());
-            self.backlog.extend(bytes);
-        }
+        self.backlog.push(&payload.after(written));
     }
 
     fn guest_ends(&mut self, flags: u32) -> Verdict {
@@ -276,7 +269,7 @@ impl Connection {
 
     /// Writes what waits for the host, as much as it takes.
     fn flush(&mut self) {
-        match write_backlog(&mut self.backlog, &mut self.stream) {
+        match self.backlog.write_to(&mut self.stream) {
             Ok(written) => self.from_guest.forward(written),
             Err(_) => self.host_takes_no_more(),
         }
@@ -286,7 +279,7 @@ impl Connection {
     fn host_takes_no_more(&mut self) {
         self.host.receiving = true;
         self.from_guest.forward_all();
-        self.backlog = VecDeque::new();
+        self.backlog = Backlog::default();
     }
 
     /// True if a buffer from the guest could be put to use.
@@ -389,48 +382,8 @@ impl Connection {
     /// What is left when the guest is done: bytes that the host has not taken yet, if any.
     #[must_use]
     pub fn into_remainder(self) -> Option<Remainder> {
-        (!self.backlog.is_empty()).then_some(Remainder {
-            stream: self.stream,
-            backlog: self.backlog,
-        })
+        (!self.backlog.is_empty()).then(|| Remainder::new(self.stream, self.backlog))
     }
-}
-
-/// The last bytes of a connection that the guest has closed.
-#[derive(Debug)]
-pub struct Remainder {
-    stream: UnixStream,
-    backlog: VecDeque<u8>,
-}
-
-impl Remainder {
-    /// Writes what the host takes. True when there is nothing left to do.
-    pub fn flush(&mut self) -> bool {
-        write_backlog(&mut self.backlog, &mut self.stream).is_err() || self.backlog.is_empty()
-    }
-}
-
-/// Writes a backlog until it is empty or the socket full; the number of bytes written.
-fn write_backlog(backlog: &mut VecDeque<u8>, stream: &mut UnixStream) -> io::Result<usize> {
-    let mut total = 0;
-    while !backlog.is_empty() {
-        let (first, second) = backlog.as_slices();
-        match stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                backlog.drain(..written);
-                total += written;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if backlog.is_empty() {
-        // Idle connections hold no buffer.
-        *backlog = VecDeque::new();
-    }
-    Ok(total)
 }
 
 #[cfg(test)]

@@ -5,17 +5,20 @@
 //! guest gives buffers.
 //!
 //! What must hold, whatever the guest sends: streams and waiting resets together stay within
-//! `Limits::connections` plus [`MAX_STRAY_RESETS`]; a connection stands in `ready` at most
+//! `Limits::connections` plus [`resets::MAX_STRAY`]; a connection stands in `ready` at most
 //! once; every deadline belongs to a live stream. Connections take turns packet by packet.
 
 mod host;
+mod resets;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Ports, Remainder, Verdict};
+use self::resets::Resets;
+use super::backlog::Remainder;
+use super::connection::{Connection, Ports, Verdict};
 use super::ledger::{Kind, Ledger};
 use super::listener::Listener;
 use super::packet::{HOST_CID, Header, Op, PacketError, RxBuffer, TYPE_STREAM, TxPacket};
@@ -24,8 +27,6 @@ use super::poller::{Poller, Token};
 /// The host port that a guest dials to say that it is ready.
 pub const READY_PORT: u32 = 1025;
 
-/// Resets for connections that never were, waiting for a buffer; more are dropped.
-const MAX_STRAY_RESETS: usize = 256;
 /// How long the guest may take to answer a host's dialling.
 const DIAL_TIME: Duration = Duration::from_secs(10);
 /// How long the guest may take to confirm the end of a connection.
@@ -72,13 +73,6 @@ struct Entry {
     deadline: Option<Instant>,
 }
 
-/// A reset that waits for a buffer.
-#[derive(Clone, Copy, Debug)]
-struct Reset {
-    ports: Ports,
-    kind: u16,
-}
-
 /// The tables.
 #[derive(Debug)]
 pub struct Muxer {
@@ -93,7 +87,7 @@ pub struct Muxer {
     streams: HashMap<Token, Stream>,
     connections: HashMap<Ports, Entry>,
     ready: VecDeque<Ports>,
-    resets: VecDeque<Reset>,
+    resets: Resets,
     deadlines: BTreeSet<(Instant, Token)>,
     next_host_port: u32,
     guest_ready: bool,
@@ -114,7 +108,7 @@ impl Muxer {
             streams: HashMap::new(),
             connections: HashMap::new(),
             ready: VecDeque::new(),
-            resets: VecDeque::new(),
+            resets: Resets::default(),
             deadlines: BTreeSet::new(),
             next_host_port: FIRST_HOST_PORT,
             guest_ready: false,
@@ -312,7 +306,7 @@ impl Muxer {
     /// Ends a connection, if there is one, and tells the guest.
     fn reset(&mut self, ports: Ports) {
         if self.remove(ports).is_some() {
-            self.push_reset(ports);
+            self.resets.push(ports);
         } else {
             self.reset_stray(ports, TYPE_STREAM);
         }
@@ -321,7 +315,7 @@ impl Muxer {
     /// The guest has closed: confirm, and let the host read what is left.
     fn finish(&mut self, ports: Ports) {
         if let Some(entry) = self.remove(ports) {
-            self.push_reset(ports);
+            self.resets.push(ports);
             if let Some(remainder) = entry.connection.into_remainder() {
                 self.streams
                     .insert(entry.token, Stream::Remainder(remainder));
@@ -329,18 +323,10 @@ impl Muxer {
         }
     }
 
-    /// A reset that must not get lost: it takes the place of the connection it ends.
-    fn push_reset(&mut self, ports: Ports) {
-        let kind = TYPE_STREAM;
-        self.resets.push_back(Reset { ports, kind });
-    }
-
     /// A reset about no connection of ours.
     fn reset_stray(&mut self, ports: Ports, kind: u16) {
         self.ledger.count(Kind::Stray);
-        if self.resets.len() < MAX_STRAY_RESETS {
-            self.resets.push_back(Reset { ports, kind });
-        } else {
+        if !self.resets.push_stray(ports, kind) {
             self.ledger.count(Kind::ResetDropped);
         }
     }
@@ -353,7 +339,7 @@ impl Muxer {
 
     /// Puts the next packet into `buffer`: the bytes used, or nothing if there was none after all.
     pub fn produce(&mut self, buffer: &RxBuffer<'_>, now: Instant) -> Option<u32> {
-        if let Some(Reset { ports, kind }) = self.resets.pop_front() {
+        if let Some((ports, kind)) = self.resets.pop() {
             let header = Header {
                 op: Op::Rst.to_wire(),
                 kind,

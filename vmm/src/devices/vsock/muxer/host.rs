@@ -4,7 +4,9 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Connection, DIAL_TIME, FIRST_HOST_PORT, Kind, Muxer, Ports, Stream, UnixStream};
+use super::{
+    Connection, DIAL_TIME, FIRST_HOST_PORT, Kind, Muxer, Ports, Resets, Stream, UnixStream,
+};
 use crate::devices::vsock::connection::Readiness;
 use crate::devices::vsock::handshake::{Greeting, read_greeting};
 use crate::devices::vsock::poller::{Event, Token};
@@ -33,7 +35,7 @@ impl Muxer {
         self.streams.clear();
         self.connections.clear();
         self.ready.clear();
-        self.resets.clear();
+        self.resets = Resets::default();
         self.deadlines.clear();
     }
 
@@ -191,8 +193,7 @@ impl Muxer {
                 next => next,
             };
             let ports = Ports { host, guest };
-            let waiting = self.resets.iter().any(|reset| reset.ports == ports);
-            if !waiting && !self.connections.contains_key(&ports) {
+            if !self.resets.contains(ports) && !self.connections.contains_key(&ports) {
                 return ports;
             }
         }

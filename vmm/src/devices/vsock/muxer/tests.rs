@@ -111,7 +111,7 @@ impl Harness {
     /// What must hold at any moment.
     fn check(&self) {
         let muxer = &self.muxer;
-        assert!(muxer.resets.len() <= muxer.limits.connections + MAX_STRAY_RESETS);
+        assert!(muxer.resets.len() <= muxer.limits.connections + resets::MAX_STRAY);
         assert!(muxer.streams.len() <= muxer.limits.connections);
         assert!(muxer.ready.len() <= muxer.connections.len());
         let queued = muxer.connections.values().filter(|entry| entry.queued);
@@ -379,7 +379,7 @@ fn storms_without_buffers_are_bounded() {
     harness.check();
     assert!(harness.total(Kind::ResetDropped) > 10_000);
     assert!(harness.total(Kind::Violation) > 200);
-    assert!(harness.drain().len() <= 400 + MAX_STRAY_RESETS);
+    assert!(harness.drain().len() <= 400 + resets::MAX_STRAY);
     let (mut host, port) = harness.open(1024);
     harness.send(header(Op::Rw, port, 1024), b"fine");
     assert_eq!(host.read(&mut [0; 9]).unwrap(), 4);
