@@ -8,6 +8,8 @@
 //! Life of a device: built from its spec → [`VirtioDevice::attach`] (event loop is there) →
 //! any number of [`VirtioDevice::activate`] / [`VirtioDevice::reset`] pairs, as the guest likes.
 
+pub mod mmio;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,6 +32,16 @@ pub enum ActivateError {
     /// The driver set up fewer queues than the device cannot do without.
     #[error("driver made {ready} of {needed} queues ready")]
     MissingQueues { ready: usize, needed: usize },
+    /// A queue register holds what no queue can have.
+    #[error("queue {index} cannot be set up so")]
+    Queue {
+        index: u16,
+        #[source]
+        source: virtio_queue::Error,
+    },
+    /// A ring does not lie in guest memory.
+    #[error("queue {index}: a ring lies outside guest memory")]
+    OutsideMemory { index: u16 },
     /// A ring lies where this device must not go.
     #[error("queue {index}: {what} at {address:#x} lies outside the I/O window")]
     OutsideWindow {
@@ -54,7 +66,7 @@ pub enum ActivateError {
 }
 
 /// One virtio device behind a transport.
-pub trait VirtioDevice: Subscriber {
+pub trait VirtioDevice: Subscriber + std::fmt::Debug {
     /// Device ID (virtio 1.2 §5).
     fn device_id(&self) -> u32;
 

@@ -1,0 +1,35 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use argh::FromArgs;
+
+/// Rundlet's microVM monitor: one process, one sandbox.
+#[derive(Debug, FromArgs)]
+pub struct Cli {
+    #[argh(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand)]
+pub enum Command {
+    Boot(Boot),
+}
+
+/// Boot a sandbox and run it to its end. Exit status: 0 powered off or stopped, 1 host error, 2 bad
+/// spec or usage, 10 restart, 11 guest panic, 12 guest crash, 13 a disk's backend was lost.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "boot")]
+pub struct Boot {
+    /// the sandbox's spec, a JSON file, or - for standard input
+    #[argh(option)]
+    pub spec: PathBuf,
+    /// number of an inherited pipe's read end; the sandbox ends when the other end is closed
+    #[argh(option)]
+    pub lifeline: Option<i32>,
+    /// path of a unix socket to make, for pause, resume, status and stop
+    #[argh(option)]
+    pub control: Option<PathBuf>,
+}

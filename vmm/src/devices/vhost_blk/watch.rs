@@ -1,0 +1,106 @@
+//! Noticing that a backend is gone, or does not answer.
+//!
+//! The front end library waits for an answer without end. So whoever starts a conversation arms a timer,
+//! and the main thread, which never takes part in one, breaks the connection when it fires: the waiting
+//! side then sees an end of file. A connection that ends by itself is noticed the same way.
+
+use std::io;
+use std::net::Shutdown;
+use std::ops::ControlFlow;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::backend::PATIENCE;
+use crate::events::{EventSet, Registrar, Subscriber};
+use crate::outcome::Outcome;
+
+const CONNECTION: u32 = 0;
+const DEADLINE: u32 = 1;
+
+/// A timer that means "the backend should have answered by now".
+#[derive(Clone, Debug)]
+pub struct Deadline(Arc<Mutex<TimerFd>>);
+
+impl Deadline {
+    /// A timer at rest.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(
+            TimerFd::new().map_err(io::Error::from)?,
+        ))))
+    }
+
+    /// A conversation starts.
+    pub fn arm(&self) -> io::Result<()> {
+        self.timer().reset(PATIENCE, None).map_err(io::Error::from)
+    }
+
+    /// It is over.
+    pub fn disarm(&self) {
+        if let Err(error) = self.timer().clear() {
+            log::error!("vhost-user: cannot stop a timer: {error}");
+        }
+    }
+
+    fn timer(&self) -> MutexGuard<'_, TimerFd> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The main thread's eye on one backend.
+#[derive(Debug)]
+pub struct Watch {
+    id: String,
+    stream: UnixStream,
+    deadline: Deadline,
+}
+
+impl Watch {
+    /// Watches `stream`, another handle on the connection to the backend of disk `id`.
+    pub fn new(id: &str, stream: UnixStream) -> io::Result<Self> {
+        Ok(Self {
+            id: id.to_owned(),
+            stream,
+            deadline: Deadline::new()?,
+        })
+    }
+
+    /// The timer for those who talk to the backend.
+    #[must_use]
+    pub fn deadline(&self) -> Deadline {
+        self.deadline.clone()
+    }
+
+    /// Starts watching.
+    pub fn attach(&self, events: &Registrar) -> io::Result<()> {
+        // Nobody reads here: the answers are read by whoever asked. Only the end is of interest.
+        events.add(&self.stream, CONNECTION, EventSet::READ_HANG_UP)?;
+        events.add(&*self.deadline.timer(), DEADLINE, EventSet::IN)
+    }
+
+    /// Ends the connection, and with it whatever waits for an answer on it.
+    pub fn sever(&self) {
+        // It may be gone already, which is as good.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+impl Subscriber for Watch {
+    fn ready(&mut self, token: u32, _: EventSet) -> ControlFlow<Outcome> {
+        let why = match token {
+            CONNECTION => format!("disk {}: its backend closed the connection", self.id),
+            // The conversation may have come to its end since the event was collected.
+            DEADLINE if !matches!(self.deadline.timer().is_armed(), Ok(false)) => {
+                format!(
+                    "disk {}: its backend did not answer within {} s",
+                    self.id,
+                    PATIENCE.as_secs()
+                )
+            }
+            _ => return ControlFlow::Continue(()),
+        };
+        self.sever();
+        ControlFlow::Break(Outcome::BackendLost(why))
+    }
+}

@@ -1,0 +1,382 @@
+//! The thread of a vCPU: Running, Paused or Finished, each a method that returns the next.
+//!
+//! The main thread sends a command through a channel and then *kicks*: it sets `immediate_exit` in the
+//! vCPU's shared page, so that the next KVM_RUN returns at once, and sends a signal, so that a running
+//! one does. The vCPU clears the byte when it comes out and only then looks into the channel, so a
+//! command is never missed; at worst a kick is seen twice, which costs one more look.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+use std::{fmt, io};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::state::{StateError, VcpuState};
+use super::{Step, Vcpu};
+use crate::outcome::Outcome;
+
+/// How long a vCPU may take to come out of the guest. It is in user space of ours at worst while a
+/// backend answers, and that is bounded below this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the vCPUs did not do as told.
+#[derive(Debug, Error)]
+pub enum ThreadError {
+    /// No thread.
+    #[error("cannot start the thread of vCPU {index}")]
+    Spawn {
+        index: u8,
+        #[source]
+        source: io::Error,
+    },
+    /// Not in time.
+    #[error("vCPU {index} did not answer within {} s", PATIENCE.as_secs())]
+    Silent { index: u8 },
+    /// It has ended.
+    #[error("vCPU {index} has ended")]
+    Ended { index: u8 },
+    /// State can only be had while paused.
+    #[error("vCPU {index} is running; pause first")]
+    NotPaused { index: u8 },
+    /// KVM did not give the state.
+    #[error("cannot save vCPU {index}")]
+    Save {
+        index: u8,
+        #[source]
+        source: StateError,
+    },
+}
+
+#[derive(Debug)]
+enum Command {
+    Pause,
+    Resume,
+    /// The MSRs to save.
+    Save(Arc<[u32]>),
+    Finish,
+}
+
+enum Answer {
+    Paused,
+    Resumed,
+    Saved(Result<Box<VcpuState>, StateError>),
+    NotPaused,
+}
+
+/// Where a vCPU thread leaves the reason for the end; the first one counts.
+#[derive(Clone, Debug)]
+pub struct ExitSlot {
+    outcome: Arc<Mutex<Option<Outcome>>>,
+    wake: Arc<EventFd>,
+}
+
+impl ExitSlot {
+    /// An empty slot; `wake` becomes readable when it is filled.
+    #[must_use]
+    pub fn new(wake: EventFd) -> Self {
+        Self {
+            outcome: Arc::default(),
+            wake: Arc::new(wake),
+        }
+    }
+
+    /// The descriptor to wait on.
+    #[must_use]
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// Takes the reason, if there is one.
+    #[must_use]
+    pub fn take(&self) -> Option<Outcome> {
+        self.outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    fn put(&self, outcome: Outcome) {
+        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert(outcome);
+        if let Err(error) = self.wake.write(1) {
+            log::error!("cannot wake the main thread: {error}");
+        }
+    }
+}
+
+/// The running side: owns the vCPU, lives on its thread.
+struct Runner {
+    vcpu: Vcpu,
+    commands: Receiver<Command>,
+    answers: Sender<Answer>,
+    exit: ExitSlot,
+}
+
+enum State {
+    Running,
+    Paused,
+    Finished,
+}
+
+impl Runner {
+    /// The thread. A panic in a device ends the sandbox like any other failure; the vCPU outlives it,
+    /// because the kick byte of the handle lies in its page.
+    fn thread(mut self) -> Vcpu {
+        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            let index = self.vcpu.index();
+            self.exit.put(Outcome::Error(format!(
+                "the thread of vCPU {index} panicked"
+            )));
+        }
+        self.vcpu
+    }
+
+    fn run(&mut self) {
+        let mut state = State::Running;
+        loop {
+            state = match state {
+                State::Running => self.running(),
+                State::Paused => self.paused(),
+                State::Finished => return,
+            }
+        }
+    }
+
+    fn running(&mut self) -> State {
+        loop {
+            match self.vcpu.step() {
+                Step::Continue => {}
+                Step::Interrupted => match self.commands.try_recv() {
+                    Ok(Command::Pause) => {
+                        self.answer(Answer::Paused);
+                        return State::Paused;
+                    }
+                    Ok(Command::Finish) => return State::Finished,
+                    Ok(Command::Resume) => self.answer(Answer::Resumed),
+                    Ok(Command::Save(_)) => self.answer(Answer::NotPaused),
+                    Err(_) => {}
+                },
+                Step::End(outcome) => {
+                    self.exit.put(outcome);
+                    return State::Finished;
+                }
+            }
+        }
+    }
+
+    fn paused(&mut self) -> State {
+        loop {
+            match self.commands.recv() {
+                Ok(Command::Pause) => self.answer(Answer::Paused),
+                Ok(Command::Save(msrs)) => {
+                    let state = VcpuState::save(self.vcpu.fd(), &msrs);
+                    self.answer(Answer::Saved(state.map(Box::new)));
+                }
+                Ok(Command::Resume) => {
+                    // Tells the guest's watchdogs that time has jumped; a guest without KVM's clock
+                    // has none to tell, and then KVM says EINVAL.
+                    let _ = self.vcpu.fd().kvmclock_ctrl();
+                    self.answer(Answer::Resumed);
+                    return State::Running;
+                }
+                Ok(Command::Finish) | Err(_) => return State::Finished,
+            }
+        }
+    }
+
+    /// The other side may have given up on us; then nobody is there to hear.
+    fn answer(&self, answer: Answer) {
+        let _ = self.answers.send(answer);
+    }
+}
+
+/// `immediate_exit` of a vCPU's shared page.
+struct KickByte(NonNull<AtomicU8>);
+
+// SAFETY: the byte is only accessed atomically here; KVM reads it once per entry, and the vCPU's own
+// thread writes it with KVM_RUN out of the way. See `Handle` for why it stays mapped.
+unsafe impl Send for KickByte {}
+
+/// The controlling side of one vCPU thread.
+struct Handle {
+    index: u8,
+    commands: Sender<Command>,
+    answers: Receiver<Answer>,
+    /// The `Vcpu`, and so the page of `kick`, lives on the thread or in this handle's result until
+    /// [`Handle`] is gone: nobody takes the result out.
+    thread: JoinHandle<Vcpu>,
+    kick: KickByte,
+}
+
+impl Handle {
+    fn start(mut runner: Runner, ends: Ends) -> Result<Self, ThreadError> {
+        let index = runner.vcpu.index();
+        let kick = KickByte(runner.vcpu.immediate_exit());
+        let thread = Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || runner.thread())
+            .map_err(|source| ThreadError::Spawn { index, source })?;
+        Ok(Self {
+            index,
+            commands: ends.commands,
+            answers: ends.answers,
+            thread,
+            kick,
+        })
+    }
+
+    fn send(&self, command: Command) -> Result<(), ThreadError> {
+        self.commands
+            .send(command)
+            .map_err(|_| ThreadError::Ended { index: self.index })?;
+        // SAFETY: the page is mapped while `thread` has not been taken apart, see the field's comment.
+        unsafe { self.kick.0.as_ref() }.store(1, Ordering::SeqCst);
+        if let Err(error) = self.thread.kill(SIGRTMIN()) {
+            // Only a thread that is gone cannot be signalled, and it hears the channel close.
+            log::debug!("kicking vCPU {}: {error}", self.index);
+        }
+        Ok(())
+    }
+
+    fn answer(&self) -> Result<Answer, ThreadError> {
+        self.answers
+            .recv_timeout(PATIENCE)
+            .map_err(|error| match error {
+                RecvTimeoutError::Timeout => ThreadError::Silent { index: self.index },
+                RecvTimeoutError::Disconnected => ThreadError::Ended { index: self.index },
+            })
+    }
+}
+
+/// The far ends of a runner's channels.
+struct Ends {
+    commands: Sender<Command>,
+    answers: Receiver<Answer>,
+}
+
+/// All vCPUs of a sandbox.
+pub struct Vcpus {
+    handles: Vec<Handle>,
+    paused: bool,
+}
+
+impl fmt::Debug for Vcpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpus")
+            .field("count", &self.handles.len())
+            .field("paused", &self.paused)
+            .finish()
+    }
+}
+
+impl Vcpus {
+    /// Starts every vCPU on a thread of its own, running.
+    pub fn start(vcpus: Vec<Vcpu>, exit: &ExitSlot) -> Result<Self, ThreadError> {
+        install_kick_handler();
+        let mut handles = Vec::with_capacity(vcpus.len());
+        for vcpu in vcpus {
+            let (commands, command_end) = channel();
+            let (answer_end, answers) = channel();
+            let runner = Runner {
+                vcpu,
+                commands: command_end,
+                answers: answer_end,
+                exit: exit.clone(),
+            };
+            handles.push(Handle::start(runner, Ends { commands, answers })?);
+        }
+        Ok(Self {
+            handles,
+            paused: false,
+        })
+    }
+
+    /// True between [`Vcpus::pause`] and [`Vcpus::resume`].
+    #[must_use]
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Stops all vCPUs between two instructions; returns when every one stands still.
+    pub fn pause(&mut self) -> Result<(), ThreadError> {
+        for handle in &self.handles {
+            handle.send(Command::Pause)?;
+        }
+        for handle in &self.handles {
+            handle.answer()?;
+        }
+        self.paused = true;
+        Ok(())
+    }
+
+    /// Lets them run on.
+    pub fn resume(&mut self) -> Result<(), ThreadError> {
+        for handle in &self.handles {
+            handle.send(Command::Resume)?;
+        }
+        for handle in &self.handles {
+            handle.answer()?;
+        }
+        self.paused = false;
+        Ok(())
+    }
+
+    /// The state of every vCPU, in order; they must be paused. `msrs` is what KVM lists as state.
+    pub fn save(&self, msrs: Vec<u32>) -> Result<Vec<VcpuState>, ThreadError> {
+        let msrs: Arc<[u32]> = msrs.into();
+        let mut states = Vec::with_capacity(self.handles.len());
+        for handle in &self.handles {
+            let index = handle.index;
+            handle.send(Command::Save(Arc::clone(&msrs)))?;
+            match handle.answer()? {
+                Answer::Saved(Ok(state)) => states.push(*state),
+                Answer::Saved(Err(source)) => return Err(ThreadError::Save { index, source }),
+                _ => return Err(ThreadError::NotPaused { index }),
+            }
+        }
+        Ok(states)
+    }
+}
+
+impl Drop for Vcpus {
+    /// Ends the threads, so that memory and devices can go: a vCPU of a dropped `Vcpus` runs no more.
+    fn drop(&mut self) {
+        for handle in &self.handles {
+            // An error says that it has ended by itself.
+            let _ = handle.send(Command::Finish);
+        }
+        for handle in self.handles.drain(..) {
+            if handle.thread.join().is_err() {
+                log::error!("the thread of vCPU {} panicked", handle.index);
+            }
+        }
+    }
+}
+
+/// The kick signal does nothing but interrupt.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+fn install_kick_handler() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if let Err(error) = register_signal_handler(SIGRTMIN(), on_kick) {
+            log::error!("cannot take the kick signal: {error}");
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;
