@@ -7,6 +7,11 @@
 
 pub mod agent;
 pub mod claim;
+pub mod doctor;
 pub mod error;
 pub mod image;
+pub mod places;
+pub mod run;
+pub mod sandbox;
+pub mod scratch;
 pub mod tools;

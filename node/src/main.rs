@@ -1,1 +1,80 @@
-fn main() {}
+//! Binary `rundlet`: parses the command line, calls the library, prints one error, ends with its code.
+
+mod cli;
+mod commands;
+
+use std::env;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use argh::FromArgs;
+use rundlet_node::run::OUR_ERROR;
+use rundlet_node::sandbox::janitor;
+
+use cli::{Cli, Verb};
+
+/// Exit code for bad usage, as of most tools; `run` has [`OUR_ERROR`], since 2 may be its command's.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let since = Instant::now();
+    let filter = env_logger::Env::default().default_filter_or("error");
+    env_logger::Builder::from_env(filter).init();
+    let args: Vec<String> = env::args_os()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .skip(1)
+        .collect();
+    if args.first().is_some_and(|arg| arg == janitor::COMMAND) {
+        return run_janitor(args.get(1).map(Path::new));
+    }
+    let code = match parse(&args) {
+        Ok(Cli { version: true, .. }) => {
+            println!("rundlet {}", env!("CARGO_PKG_VERSION"));
+            0
+        }
+        Ok(Cli { verb, .. }) => match verb {
+            Some(Verb::Run(args)) => commands::run(*args, since),
+            Some(Verb::Image(args)) => commands::image(args),
+            Some(Verb::Doctor(args)) => commands::doctor(&args),
+            None => {
+                eprintln!("rundlet: what to do is missing; `rundlet --help` lists it");
+                USAGE
+            }
+        },
+        Err(code) => code,
+    };
+    ExitCode::from(code)
+}
+
+/// Prints help or the error itself.
+fn parse(args: &[String]) -> Result<Cli, u8> {
+    let args = cli::split_switches(args);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Cli::from_args(&["rundlet"], &args).map_err(|early| match early.status {
+        Ok(()) => {
+            println!("{}", early.output);
+            0
+        }
+        Err(()) => {
+            eprintln!("rundlet: {}", early.output.trim_end());
+            if args.first() == Some(&"run") {
+                OUR_ERROR
+            } else {
+                USAGE
+            }
+        }
+    })
+}
+
+fn run_janitor(directory: Option<&Path>) -> ExitCode {
+    let Some(directory) = directory else {
+        return ExitCode::from(USAGE);
+    };
+    let line = std::io::stdin();
+    match line.as_fd().try_clone_to_owned() {
+        Ok(line) if janitor::run(&line, directory).is_ok() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -5,6 +5,7 @@
 //! (openat2(2), `RESOLVE_IN_ROOT`), so neither `..` nor a symbolic link leads out of it; a name with
 //! `..` is refused all the same. Headers are read by the crate tar.
 
+mod metadata;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -14,19 +15,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use rustix::fs::{
-    self as sys, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{self as sys, AtFlags, FileType, Mode, OFlags, Timestamps};
 use tar::{Archive, Entry, EntryType};
 
 use super::archive::EndWatch;
+use metadata::{at, mode, owner, set_xattrs, times, xattrs};
 use place::{Place, Root};
-
-/// Prefix of extended attributes in pax headers, as written by GNU tar, bsdtar and star.
-const XATTR: &str = "SCHILY.xattr.";
-
-/// Longest extended attribute, xattr(7).
-const MAX_XATTR: usize = 64 * 1024;
 
 /// Why an archive was not unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -362,68 +356,4 @@ fn clear(parent: &impl std::os::fd::AsFd, name: &std::ffi::OsStr) -> io::Result<
         Err(rustix::io::Errno::NOENT) => Ok(()),
         other => Ok(other?),
     }
-}
-
-fn owner<R: Read>(entry: &Entry<'_, R>) -> io::Result<(Uid, Gid)> {
-    let id = |id: u64| u32::try_from(id).map_err(|_| invalid("its owner is no 32-bit number"));
-    let header = entry.header();
-    let (uid, gid) = (id(header.uid()?)?, id(header.gid()?)?);
-    // -1 would mean "leave as it is".
-    if uid == u32::MAX || gid == u32::MAX {
-        return Err(invalid("its owner is -1"));
-    }
-    Ok((Uid::from_raw(uid), Gid::from_raw(gid)))
-}
-
-fn mode<R: Read>(entry: &Entry<'_, R>) -> io::Result<Mode> {
-    Ok(Mode::from_raw_mode(entry.header().mode()? & 0o7777))
-}
-
-fn times<R: Read>(entry: &Entry<'_, R>) -> io::Result<Timestamps> {
-    let seconds =
-        i64::try_from(entry.header().mtime()?).map_err(|_| invalid("its time is out of range"))?;
-    Ok(at(seconds))
-}
-
-fn at(seconds: i64) -> Timestamps {
-    let time = Timespec {
-        tv_sec: seconds,
-        tv_nsec: 0,
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
-}
-
-fn xattrs<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut all = Vec::new();
-    let Some(extensions) = entry.pax_extensions()? else {
-        return Ok(all);
-    };
-    for extension in extensions {
-        let extension = extension?;
-        // Keys that are no text are none of ours.
-        if let Ok(Some(name)) = extension.key().map(|key| key.strip_prefix(XATTR)) {
-            if extension.value_bytes().len() > MAX_XATTR {
-                return Err(invalid("an extended attribute is over 64 KiB"));
-            }
-            all.push((name.to_owned(), extension.value_bytes().to_vec()));
-        }
-    }
-    Ok(all)
-}
-
-/// Sets the attributes; how many the system would not take from us.
-fn set_xattrs(file: &impl std::os::fd::AsFd, xattrs: &[(String, Vec<u8>)]) -> io::Result<u64> {
-    use rustix::io::Errno;
-    let mut lost = 0;
-    for (name, value) in xattrs {
-        match sys::fsetxattr(file, name.as_str(), value, XattrFlags::empty()) {
-            Ok(()) => {}
-            Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP) => lost += 1,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(lost)
 }

@@ -148,7 +148,7 @@ impl Root {
                 Err(Errno::NOENT) => {
                     sys::mkdirat(&directory, part, Mode::from_raw_mode(0o755))?;
                     self.made.borrow_mut().push(Place {
-                        parent: so_far.parent().unwrap_or(Path::new("")).into(),
+                        parent: so_far.parent().unwrap_or_else(|| Path::new("")).into(),
                         name: Some(part.into()),
                     });
                     self.resolve(&so_far)?

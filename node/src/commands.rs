@@ -1,0 +1,120 @@
+//! The verbs of the command line. Each prints its result or one error, and returns the exit code.
+
+use std::error::Error;
+use std::time::Instant;
+
+use rundlet_node::error::chain;
+use rundlet_node::image::{Store, import};
+use rundlet_node::sandbox::Evidence;
+use rundlet_node::{doctor, places, run as recipe};
+
+use crate::cli;
+
+/// Exit code of a failed verb.
+const FAILED: u8 = 1;
+
+pub(crate) fn run(args: cli::Run, since: Instant) -> u8 {
+    let request = match recipe::Request::try_from(args) {
+        Ok(request) => request,
+        Err(error) => {
+            eprintln!("rundlet: {error}");
+            return recipe::OUR_ERROR;
+        }
+    };
+    match recipe::run(&request, since) {
+        Ok(code) => {
+            if code == recipe::TIMED_OUT && request.timeout.is_some() {
+                log::info!("the command's time is over");
+            }
+            code
+        }
+        Err(error) => {
+            eprintln!("rundlet: {}", chain(&error));
+            show(&error.evidence);
+            error.code()
+        }
+    }
+}
+
+fn show(evidence: &Evidence) {
+    for (what, lines) in [
+        ("the guest's console", &evidence.console),
+        ("rundlet-vmm", &evidence.vmm),
+        ("vhost-blk-ro", &evidence.backend),
+    ] {
+        if !lines.is_empty() {
+            eprintln!("last lines of {what}:");
+            for line in lines {
+                eprintln!("  | {line}");
+            }
+        }
+    }
+}
+
+pub(crate) fn image(args: cli::Image) -> u8 {
+    let result = match args.verb {
+        cli::ImageVerb::Import(args) => image_import(&args),
+        cli::ImageVerb::List(args) => image_list(&args),
+        cli::ImageVerb::Remove(args) => image_remove(&args),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("rundlet: {}", chain(&*error));
+            FAILED
+        }
+    }
+}
+
+fn image_import(args: &cli::Import) -> Result<(), Box<dyn Error>> {
+    let store = Store::open(&places::store())?;
+    let imported = import::import(&store, &args.path, &args.name)?;
+    for loss in &imported.losses {
+        eprintln!("rundlet: note: {loss}");
+    }
+    let reference = imported.reference;
+    println!(
+        "{} {} {} bytes",
+        reference.name, reference.digest, reference.bytes
+    );
+    Ok(())
+}
+
+fn image_list(args: &cli::List) -> Result<(), Box<dyn Error>> {
+    let all = Store::open(&places::store())?.list()?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    println!("{:<40} {:<19} {:>10}  SOURCE", "NAME", "DIGEST", "MIB");
+    for it in all {
+        // Enough of the digest to tell images apart: sha256- and twelve digits.
+        let digest = it.digest.get(..19).unwrap_or(&it.digest);
+        let mib = it.bytes.div_ceil(1024 * 1024);
+        println!(
+            "{:<40} {digest:<19} {mib:>10}  {}",
+            it.name.to_string(),
+            it.source
+        );
+    }
+    Ok(())
+}
+
+fn image_remove(args: &cli::Remove) -> Result<(), Box<dyn Error>> {
+    let removed = Store::open(&places::store())?.remove(&args.name)?;
+    println!("removed {}", removed.name);
+    Ok(())
+}
+
+pub(crate) fn doctor(args: &cli::Doctor) -> u8 {
+    let report = doctor::examine();
+    if args.json {
+        match serde_json::to_string_pretty(&report) {
+            Ok(json) => println!("{json}"),
+            Err(error) => eprintln!("rundlet: cannot write the report: {error}"),
+        }
+    } else {
+        print!("{}", report.text());
+    }
+    if report.usable { 0 } else { FAILED }
+}

@@ -1,0 +1,118 @@
+//! Why a run failed, in the words of a user.
+
+use std::fmt;
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rundlet_protocol::{Failure, FailureKind, Stream};
+
+use super::OUR_ERROR;
+use crate::agent::AgentError;
+use crate::image::StoreError;
+use crate::places::PlaceError;
+use crate::sandbox::{Evidence, SpecError, StartError, VmmEnd, printable};
+use crate::scratch::ScratchError;
+
+/// A failed run and what there is to read about it.
+#[derive(Debug)]
+pub struct RunError {
+    pub cause: Cause,
+    pub evidence: Box<Evidence>,
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)
+    }
+}
+
+impl std::error::Error for RunError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.source()
+    }
+}
+
+/// Before there is a sandbox, there is nothing to read about it.
+impl From<Cause> for RunError {
+    fn from(cause: Cause) -> Self {
+        Self {
+            cause,
+            evidence: Box::default(),
+        }
+    }
+}
+
+/// What failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error("cannot start the sandbox")]
+    Start(#[source] StartError),
+    #[error("cannot listen to signals")]
+    Signals(#[source] io::Error),
+    #[error("cannot get random bytes for the sandbox's name")]
+    Random(#[source] io::Error),
+    #[error("cannot use stdin, stdout or stderr")]
+    Stdio(#[source] io::Error),
+    #[error("the guest was not ready after {} seconds (--boot-timeout); `rundlet doctor` says whether KVM is usable here", .0.as_secs())]
+    BootTimeout(Duration),
+    #[error("the guest did not come up: {0}")]
+    NotReady(String),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("sandboxes need KVM, and it cannot be used here: {found}; {advice}")]
+    Kvm { found: String, advice: &'static str },
+    #[error("{}", vmm_words(.0))]
+    VmmEnded(VmmEnd),
+    #[error("the block backend ended ({0}), and the sandbox with it")]
+    BackendEnded(ExitStatus),
+    #[error("cannot run the command: {}", .0.message)]
+    Command(Failure),
+    #[error("cannot write the command's {stream:?}")]
+    Output { stream: Stream, source: io::Error },
+    #[error("the agent reported the impossible end {0:?}")]
+    Status(rundlet_protocol::ExitStatus),
+}
+
+impl RunError {
+    /// The exit code for the shell: 127 and 126 as shells, for a command that could not be executed.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match &self.cause {
+            Cause::Command(failure) => match failure.kind {
+                FailureKind::NotFound => 127,
+                FailureKind::NotExecutable => 126,
+                _ => OUR_ERROR,
+            },
+            _ => OUR_ERROR,
+        }
+    }
+}
+
+fn vmm_words(end: &VmmEnd) -> String {
+    let Some(exit) = &end.exit else {
+        return format!("the VMM ended without a word ({})", end.status);
+    };
+    let what = match exit.reason.as_str() {
+        "power_off" => "the guest powered itself off before the command had ended",
+        "restart" => "the guest restarted itself before the command had ended",
+        "panic" => "the guest's kernel panicked",
+        "crash" => "the guest crashed (triple fault)",
+        "stopped" => "the VMM was stopped by somebody else",
+        "backend_lost" => "the VMM lost the block backend",
+        "error" => "the VMM failed",
+        other => return format!("the VMM ended: {}", printable(other.as_bytes())),
+    };
+    match &exit.message {
+        Some(message) => format!("{what}: {}", printable(message.as_bytes())),
+        None => what.into(),
+    }
+}

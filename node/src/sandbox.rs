@@ -1,0 +1,262 @@
+//! The life of one sandbox: a block backend, a VMM and a run directory, started together and ended
+//! together.
+//!
+//! ```text
+//! Creating ──ready──▶ Ready ──exec──▶ Running ──▶ Stopping ──▶ Stopped
+//!     └──────────────────┴───────────────┴──▶ Failed ──▶ Stopping
+//! ```
+//!
+//! Nothing outlives the process that owns a [`Sandbox`]: both children hold the read end of a pipe and
+//! end when it closes; the [`janitor`](crate::sandbox::janitor) kills those that do not and removes the
+//! run directory.
+
+mod backend;
+mod child;
+mod event;
+pub mod janitor;
+mod ready;
+mod spec;
+mod state;
+mod tail;
+mod vmm;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rundlet_protocol::Ready;
+
+use crate::agent::{Agent, AgentError, Connection};
+use crate::claim::Claim;
+use crate::error::PathError;
+use crate::places::PlaceError;
+use backend::Backend;
+use child::ChildError;
+use janitor::{Janitor, JanitorError};
+use ready::ReadyListener;
+use vmm::Vmm;
+
+pub use event::{Event, Sink, VmmEnd, VmmExit};
+pub use spec::{Console, SandboxSpec, SpecError};
+pub use state::State;
+pub use tail::printable;
+
+/// How long a child may take to end by itself once its lifeline is cut.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Longest path of a unix socket, unix(7): 108 bytes with the final zero.
+const MAX_SOCKET: usize = 107;
+
+/// Lines of a log that an error shows.
+const TAIL_LINES: usize = 20;
+
+/// Why a sandbox did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    Path(#[from] PathError),
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    #[error(transparent)]
+    Janitor(#[from] JanitorError),
+    #[error("the path of the socket {} is too long: {} bytes, {MAX_SOCKET} are possible; set {} to a shorter directory", path.display(), path.as_os_str().len(), crate::places::RUNTIME)]
+    SocketPath { path: PathBuf },
+    #[error("the path {} is no UTF-8 text", path.display())]
+    NotText { path: PathBuf },
+    #[error("cannot describe the sandbox")]
+    Json(#[source] serde_json::Error),
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
+
+/// When parts of the start were done.
+#[derive(Clone, Copy, Debug)]
+pub struct Instants {
+    pub backend_listening: Instant,
+    pub vmm_started: Instant,
+}
+
+/// What a failed sandbox left to read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// Last lines of the guest's console, control characters made harmless.
+    pub console: Vec<String>,
+    /// Last lines of the VMM's log.
+    pub vmm: Vec<String>,
+    /// Last lines of the block backend's log.
+    pub backend: Vec<String>,
+}
+
+/// A sandbox that was started. Dropping it ends it and removes everything of it.
+#[derive(Debug)]
+pub struct Sandbox {
+    id: String,
+    state: State,
+    agent: Agent,
+    console: PathBuf,
+    instants: Instants,
+    // Dropped in this order: the VMM before its disks, the directory last, the janitor after it.
+    vmm: Vmm,
+    backend: Backend,
+    _ready: ReadyListener,
+    _run: Claim,
+    _janitor: Janitor,
+}
+
+impl Sandbox {
+    /// Starts everything; what happens from then on comes to `events`, from several threads.
+    ///
+    /// # Errors
+    /// Something could not be started; what had been is ended.
+    pub fn start(spec: &SandboxSpec, runtime: &Path, events: &Sink) -> Result<Self, StartError> {
+        let run = Claim::create(runtime, &spec.id)?;
+        let sockets = Sockets::in_directory(run.path())?;
+        let console = match &spec.console {
+            Console::File(path) => path.clone(),
+            Console::Internal => run.path().join("console.log"),
+        };
+        let janitor = Janitor::start(run.path())?;
+        let backend = Backend::start(spec, &sockets, events)?;
+        janitor.watch(backend.child())?;
+        let backend_listening = Instant::now();
+        let ready = ReadyListener::start(&sockets.ready, events)?;
+        let vmm = Vmm::start(spec, &sockets, &console, events)?;
+        janitor.watch(vmm.child())?;
+        log::info!(
+            "sandbox {}: {:?}, vmm pid {}",
+            spec.id,
+            State::Creating,
+            vmm.child().pid()
+        );
+        Ok(Self {
+            id: spec.id.clone(),
+            state: State::Creating,
+            agent: Agent::new(sockets.vsock),
+            console,
+            instants: Instants {
+                backend_listening,
+                vmm_started: Instant::now(),
+            },
+            vmm,
+            backend,
+            _ready: ready,
+            _run: run,
+            _janitor: janitor,
+        })
+    }
+
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    #[must_use]
+    pub fn instants(&self) -> Instants {
+        self.instants
+    }
+
+    /// Process ids of the VMM and of the block backend.
+    #[must_use]
+    pub fn pids(&self) -> (u32, u32) {
+        (self.vmm.child().pid(), self.backend.child().pid())
+    }
+
+    /// To be called on [`Event::Ready`].
+    pub fn ready(&mut self, ready: &Ready) {
+        log::info!(
+            "sandbox {}: guest took {} us to its agent",
+            self.id,
+            ready.ready_us
+        );
+        self.enter(State::Ready);
+    }
+
+    /// Connects to the agent, for a command.
+    ///
+    /// # Errors
+    /// As [`Agent::dial`].
+    pub fn connect(&mut self) -> Result<Connection, AgentError> {
+        let connection = self.agent.dial()?;
+        self.enter(State::Running);
+        Ok(connection)
+    }
+
+    /// Marks it as failed; what there is to read about it.
+    pub fn fail(&mut self, why: &str) -> Evidence {
+        log::info!("sandbox {}: {why}", self.id);
+        self.enter(State::Failed);
+        Evidence {
+            console: tail::of_file(&self.console, TAIL_LINES),
+            vmm: self.vmm.child().tail(TAIL_LINES),
+            backend: self.backend.child().tail(TAIL_LINES),
+        }
+    }
+
+    /// Ends it and removes everything of it.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if self.state == State::Stopped {
+            return;
+        }
+        self.enter(State::Stopping);
+        self.vmm.child_mut().end(GRACE);
+        self.backend.child_mut().end(GRACE);
+        self.enter(State::Stopped);
+    }
+
+    fn enter(&mut self, next: State) {
+        if self.state == next {
+            return;
+        }
+        if self.state.may_become(next) {
+            log::info!("sandbox {}: {:?} -> {next:?}", self.id, self.state);
+            self.state = next;
+        } else {
+            log::error!(
+                "sandbox {}: {:?} cannot become {next:?}",
+                self.id,
+                self.state
+            );
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The sockets of a sandbox.
+#[derive(Debug)]
+struct Sockets {
+    root: PathBuf,
+    scratch: PathBuf,
+    vsock: PathBuf,
+    /// Where the guest reports ready: the VMM forwards a dialled port to this name.
+    ready: PathBuf,
+}
+
+impl Sockets {
+    fn in_directory(run: &Path) -> Result<Self, StartError> {
+        let sockets = Self {
+            root: run.join("root.sock"),
+            scratch: run.join("scratch.sock"),
+            vsock: run.join("vsock.sock"),
+            ready: run.join(format!("vsock.sock_{}", rundlet_protocol::READY_PORT)),
+        };
+        if sockets.ready.as_os_str().len() > MAX_SOCKET {
+            return Err(StartError::SocketPath {
+                path: sockets.ready,
+            });
+        }
+        Ok(sockets)
+    }
+}
