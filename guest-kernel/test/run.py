@@ -1,0 +1,273 @@
+"""Boots a guest kernel in QEMU's emulation and checks what rundlet-vmm will count on.
+
+Called by ../test.sh. Each test is a claim; its name says what holds. Prints `N passed, N failed`.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WINDOW_BASE, WINDOW_SIZE = 0x80_0000, 0x20_0000
+WINDOW = f"rundlet.window={WINDOW_BASE:#x},{WINDOW_SIZE:#x}"
+EXIT = "rundlet.exit=0x600"
+# isa-debug-exit ends QEMU with 2 * value + 1.
+POWER_OFF, RESTART, PANIC = 1, 3, 5
+DISK_BYTES = 16 << 20
+
+
+def newc(entries):
+    """An initramfs: (name, mode, device, bytes) -> cpio "newc" archive."""
+    out = bytearray()
+    for ino, (name, mode, (major, minor), data) in enumerate(entries + [("TRAILER!!!", 0, (0, 0), b"")], 1):
+        fields = [ino, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name) + 1, 0]
+        out += b"070701" + b"".join(b"%08x" % f for f in fields) + name.encode() + b"\0"
+        out += b"\0" * (-len(out) % 4) + data
+        out += b"\0" * (-len(out) % 4)
+    return bytes(out)
+
+
+def fnv1a(data):
+    total = 0xCBF29CE484222325
+    for byte in data:
+        total = (total ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return total
+
+
+class Machine:
+    """One QEMU microvm without ACPI and PCI: PIC, IOAPIC, PIT, one 16550, MP table, virtio-mmio."""
+
+    def __init__(self, setup, test, words, extra=(), memory="128M", cpus=1):
+        self.setup = setup
+        self.directory = tempfile.TemporaryDirectory(prefix="guest-kernel-")
+        self.console = Path(self.directory.name, "console")
+        self.monitor = Path(self.directory.name, "monitor")
+        command = [setup.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command += ["-M", "microvm,acpi=off,rtc=off,isa-serial=on", "-accel", "tcg", "-cpu", "max"]
+        command += ["-m", memory, "-smp", str(cpus), "-global", "virtio-mmio.force-legacy=false"]
+        command += ["-serial", f"file:{self.console}", "-qmp", f"unix:{self.monitor},server,nowait"]
+        command += ["-device", "isa-debug-exit,iobase=0x600,iosize=4"]
+        command += ["-kernel", setup.kernel, "-initrd", setup.initrd]
+        command += ["-append", " ".join(["console=ttyS0", "panic=-1", f"test={test}", *words])]
+        self.process = subprocess.Popen([*map(str, command), *extra])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.directory.cleanup()
+
+    def output(self):
+        return self.console.read_text(errors="replace") if self.console.exists() else ""
+
+    def ended(self, seconds=60):
+        """QEMU's exit status, once the guest has ended by itself."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s; console:\n{self.output()}") from None
+
+    def said(self, pattern, seconds=60):
+        """The first match of the pattern on the console."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = re.search(pattern, self.output())
+            if found:
+                return found
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.1)
+        raise AssertionError(f"console never said {pattern!r}:\n{self.output()}")
+
+    def ask(self, command, **arguments):
+        """One QMP command in a connection of its own."""
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(str(self.monitor))
+            stream = monitor.makefile("rw")
+            stream.readline()
+            for name, values in (("qmp_capabilities", {}), (command, arguments)):
+                stream.write(json.dumps({"execute": name, "arguments": values}) + "\n")
+                stream.flush()
+                answer = {"event": ""}
+                while "event" in answer:
+                    answer = json.loads(stream.readline())
+            assert "return" in answer, f"{command}: {answer}"
+            return answer["return"]
+
+
+class Setup:
+    """What every test needs: QEMU, kernel, an initramfs, a disk with known content."""
+
+    def __init__(self, arguments, directory):
+        self.qemu, self.kernel = arguments.qemu, arguments.kernel
+        self.initrd = Path(directory, "initrd")
+        entries = [("dev", 0o040755, (0, 0), b""), ("dev/console", 0o020600, (5, 1), b"")]
+        entries.append(("init", 0o100755, (0, 0), Path(arguments.init).read_bytes()))
+        self.initrd.write_bytes(newc(entries))
+        self.disk = Path(directory, "disk")
+        self.content = os.urandom(1 << 16) * (DISK_BYTES >> 16)
+        self.disk.write_bytes(self.content)
+
+    def drive(self, *options):
+        """QEMU arguments for a virtio-mmio disk that keeps to what its driver shares with it."""
+        device = ",".join(["virtio-blk-device", "drive=d", "id=disk", *options])
+        return ["-drive", f"if=none,id=d,format=raw,file={self.disk}", "-device", device]
+
+
+def boots_and_powers_off(setup):
+    with Machine(setup, "none", [EXIT, WINDOW]) as machine:
+        assert machine.ended() == POWER_OFF
+        assert "test: done" in machine.output()
+
+
+def restart_is_told(setup):
+    with Machine(setup, "restart", [EXIT]) as machine:
+        assert machine.ended() == RESTART
+
+
+def halt_ends_the_machine(setup):
+    with Machine(setup, "halt", [EXIT]) as machine:
+        assert machine.ended() == POWER_OFF
+
+
+def panic_is_told_after_its_message(setup):
+    with Machine(setup, "panic", [EXIT]) as machine:
+        assert machine.ended() == PANIC
+        assert "Kernel panic - not syncing: Attempted to kill init" in machine.output()
+
+
+def early_panic_is_told(setup):
+    with Machine(setup, "none", [EXIT, "rdinit=/nothing"]) as machine:
+        assert machine.ended() == PANIC
+
+
+def without_exit_port_a_restart_still_resets(setup):
+    with Machine(setup, "restart", ["reboot=t"]) as machine:
+        assert machine.ended() == 0  # -no-reboot makes a reset an ordinary end
+
+
+def quiet_by_default(setup):
+    with Machine(setup, "none", [EXIT, WINDOW]) as machine:
+        machine.ended()
+        # QEMU's emulation has no kvm-clock, hence no wall clock; the last word is always printed.
+        expected = {"", "Unable to read current time from RTC", "reboot: Power down"}
+        lines = (line.strip() for line in machine.output().splitlines())
+        other = [line for line in lines if line not in expected and not line.startswith("test:")]
+        assert not other, f"unexpected lines on the console: {other}"
+
+
+def all_features_with_four_cpus(setup):
+    with Machine(setup, "features", [EXIT, WINDOW], cpus=4) as machine:
+        assert machine.ended(120) == POWER_OFF
+        assert "test: features failed=0 cpus=4" in machine.output(), machine.output()
+
+
+def sixteen_cpus(setup):
+    with Machine(setup, "features", [EXIT], cpus=16) as machine:
+        assert machine.ended(180) == POWER_OFF
+        assert "cpus=16" in machine.output(), machine.output()
+
+
+def in_window(address, length=1):
+    return WINDOW_BASE <= address and address + length <= WINDOW_BASE + WINDOW_SIZE
+
+
+def rings_and_data_are_in_the_window(setup):
+    # Without indirect descriptors the ring itself still names every buffer of the last requests.
+    drive = setup.drive("iommu_platform=on", "indirect_desc=off")
+    with Machine(setup, "disk", [EXIT, WINDOW], drive) as machine:
+        machine.said("test: done", 240)
+        machine.ask("stop")
+        total = f"{fnv1a(setup.content):016x}"
+        assert f"disk bytes={DISK_BYTES} sum={total}" in machine.output(), machine.output()
+        assert "parallel bad=0" in machine.output(), machine.output()
+        assert f"rewritten sum={total}" in machine.output(), machine.output()
+
+        device = next(d["path"] for d in machine.ask("x-query-virtio") if d["name"] == "virtio-blk")
+        ring = machine.ask("x-query-virtio-queue-status", path=device, queue=0)
+        for part in ("desc", "avail", "used"):
+            assert in_window(ring[f"vring-{part}"]), f"{part} ring at {ring[f'vring-{part}']:#x}"
+        seen = 0
+        for index in range(ring["vring-num"]):
+            element = machine.ask("x-query-virtio-queue-element", path=device, queue=0, index=index)
+            for buffer in element["descs"]:
+                assert in_window(buffer["addr"], buffer["len"]), f"buffer at {buffer['addr']:#x}"
+                seen += 1
+        assert seen >= 2 * ring["vring-num"], f"only {seen} buffers seen"
+
+        copy = Path(machine.directory.name, "window")
+        machine.ask("pmemsave", val=WINDOW_BASE, size=WINDOW_SIZE, filename=str(copy))
+        assert setup.content[:4096] in copy.read_bytes(), "no disk data in the window"
+
+
+def ordinary_devices_leave_the_window_alone(setup):
+    with Machine(setup, "disk", [EXIT, WINDOW], setup.drive()) as machine:
+        machine.said("test: done", 240)
+        copy = Path(machine.directory.name, "window")
+        machine.ask("pmemsave", val=WINDOW_BASE, size=WINDOW_SIZE, filename=str(copy))
+        assert not any(copy.read_bytes()), "something wrote to the window"
+
+
+def window_device_without_window_fails_by_name(setup):
+    with Machine(setup, "disk", [EXIT], setup.drive("iommu_platform=on")) as machine:
+        machine.said("virtio-mmio.*needs the I/O window")
+        machine.said("test: no disk")
+
+
+def bad_windows_are_refused(setup):
+    bad = {"0x800000": "expected BASE,SIZE", "0x800000,": "expected BASE,SIZE",
+           "0x800000,0x200000,1": "expected BASE,SIZE", "0x801000,0x200000": "steps of",
+           "0x800000,0x1000": "steps of", "0x40000000,0x200000": "not all RAM",
+           "0xfffffffffff00000,0x100000": "not all RAM|steps of", "0x1000000,0x200000": "in use"}
+    for value, message in bad.items():
+        with Machine(setup, "disk", [EXIT, f"rundlet.window={value}"], setup.drive("iommu_platform=on")) as machine:
+            machine.said(f"rundlet.window: .*({message})")
+            machine.said("needs the I/O window")
+            machine.said("test: no disk")
+
+
+TESTS = [boots_and_powers_off, restart_is_told, halt_ends_the_machine, panic_is_told_after_its_message,
+         early_panic_is_told, without_exit_port_a_restart_still_resets, quiet_by_default,
+         all_features_with_four_cpus, sixteen_cpus, rings_and_data_are_in_the_window,
+         ordinary_devices_leave_the_window_alone, window_device_without_window_fails_by_name,
+         bad_windows_are_refused]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("--qemu", "--kernel", "--init"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("names", nargs="*", metavar="TEST")
+    arguments = parser.parse_args()
+    known = {test.__name__: test for test in TESTS}
+    for name in arguments.names:
+        if name not in known:
+            sys.exit(f"no test '{name}'; there are: {' '.join(known)}")
+
+    failed = 0
+    chosen = [known[name] for name in arguments.names] or TESTS
+    with tempfile.TemporaryDirectory(prefix="guest-kernel-") as directory:
+        setup = Setup(arguments, directory)
+        for test in chosen:
+            started = time.monotonic()
+            try:
+                test(setup)
+                verdict = "ok"
+            except AssertionError as error:
+                failed += 1
+                verdict = f"FAILED\n{error}"
+            print(f"{test.__name__} ({time.monotonic() - started:.1f} s): {verdict}", flush=True)
+    print(f"guest-kernel: {len(chosen) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
