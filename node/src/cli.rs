@@ -104,9 +104,11 @@ pub(crate) struct Run {
     #[argh(switch)]
     stats: bool,
 
+    /// the image
     #[argh(positional, arg_name = "name")]
     image: ImageName,
 
+    /// the command and its arguments, after `--`
     #[argh(positional, greedy)]
     command: Vec<String>,
 }
@@ -131,9 +133,11 @@ pub(crate) enum ImageVerb {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "import")]
 pub(crate) struct Import {
+    /// root directory or tar file
     #[argh(positional)]
     pub(crate) path: PathBuf,
 
+    /// name of the image: lower-case letters, digits and . _ - /, then perhaps :tag
     #[argh(positional)]
     pub(crate) name: ImageName,
 }

@@ -18,7 +18,7 @@ use crate::sandbox::{Event, Sandbox, VmmEnd};
 const BROKEN_PIPE: u8 = 128 + 13;
 
 /// How long to wait for the second half of a story: why a connection broke, which process ended first.
-const HINDSIGHT: Duration = Duration::from_millis(500);
+const HINDSIGHT: Duration = Duration::from_secs(1);
 
 /// One run, from the started processes on.
 pub(super) struct Session<'a> {

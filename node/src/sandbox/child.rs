@@ -22,7 +22,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::tail::{self, Tail, printable};
 
 /// How long after its end a child's last lines may take to arrive.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Why a child did not start.
 #[derive(Debug, thiserror::Error)]
