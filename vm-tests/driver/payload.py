@@ -7,6 +7,8 @@ Seen in the worker as /opt/rundlet, laid out like an installation:
   test/           root filesystems as tar files, for claims that import
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -20,6 +22,16 @@ PROGRAMS = ("target/release/rundlet", "target/release/rundlet-vmm", "target/rele
 GUEST_FILES = ("target/guest/vmlinux", "target/guest/initrd.cpio")
 # Payloads of other states of the tree go away after this long; a worker that runs from one keeps its file open.
 KEEP_SECONDS = 3600
+
+
+@contextlib.contextmanager
+def locked(tree: Path):
+    """One run at a time makes a payload: others are made of the same files, or sweep what is half made."""
+    folder = tree / "target/vm-tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "payload.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build(tree: Path, store: Path | None, tars: list[Path], say=print) -> Path:
