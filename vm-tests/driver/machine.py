@@ -60,7 +60,7 @@ class Machine:
         if not self.booted:
             return
         assert self._qemu is not None
-        self._run("systemctl --no-block poweroff", 60)
+        self._run("systemctl --no-block start poweroff.target", 60)
         self._close_channel()
         try:
             self._qemu.wait(120)
