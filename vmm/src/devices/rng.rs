@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
 use super::virtio::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
@@ -107,6 +107,7 @@ impl Live {
         }
     }
 
+    /// A ring whose index runs away is an error here, not a ring without end.
     fn answer(&mut self) -> Result<(), virtio_queue::Error> {
         let Self {
             memory,
@@ -118,7 +119,7 @@ impl Live {
         loop {
             queue.queue.disable_notification(memory)?;
             while budget > 0
-                && let Some(chain) = queue.queue.pop_descriptor_chain(&*memory)
+                && let Some(chain) = queue.queue.iter(&*memory)?.next()
             {
                 budget -= 1;
                 let head = chain.head_index();
