@@ -32,6 +32,15 @@ const EVENTS: usize = 64;
 /// How long the host may take to close the connection on which it asked for the end.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// Why the agent cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error("cannot set up the agent's event loop")]
+    SetUp(#[source] io::Error),
+    #[error("cannot wait for events")]
+    Wait(#[source] io::Error),
+}
+
 #[derive(Debug)]
 pub(crate) struct Agent {
     epoll: OwnedFd,
@@ -59,7 +68,11 @@ struct Slot {
 
 impl Agent {
     /// Takes a listening socket that does not block.
-    pub(crate) fn new(listener: OwnedFd, cgroups: Cgroups) -> io::Result<Self> {
+    pub(crate) fn new(listener: OwnedFd, cgroups: Cgroups) -> Result<Self, AgentError> {
+        Self::set_up(listener, cgroups).map_err(AgentError::SetUp)
+    }
+
+    fn set_up(listener: OwnedFd, cgroups: Cgroups) -> io::Result<Self> {
         let agent = Agent {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             listener,
@@ -88,13 +101,13 @@ impl Agent {
     }
 
     /// Serves until the host asks for the end.
-    pub(crate) fn run(mut self) -> io::Result<()> {
+    pub(crate) fn run(mut self) -> Result<(), AgentError> {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
         while !self.is_over() {
             let timeout = self.timeout();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(AgentError::Wait(error.into())),
             }
             for event in events.drain(..) {
                 if let Some(token) = Token::unpack(event.data.u64()) {

@@ -9,11 +9,20 @@ use rustix::system::{RebootCommand, reboot};
 
 /// Powers the machine off at once. Nothing is synced: what was written is thrown away with the
 /// machine. Returns only with an error.
-pub(crate) fn off() -> io::Error {
+pub(crate) fn off() -> PowerError {
     match reboot(RebootCommand::PowerOff) {
-        Ok(()) => io::Error::other("the machine stayed on"),
-        Err(error) => error.into(),
+        Ok(()) => PowerError::StillOn,
+        Err(error) => PowerError::Refused(error.into()),
     }
+}
+
+/// Why the machine is still on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PowerError {
+    #[error("cannot power off")]
+    Refused(#[source] io::Error),
+    #[error("the kernel powered off and the machine is still on")]
+    StillOn,
 }
 
 /// Puts one line with the whole chain of causes where the host finds it: in the kernel's log, which

@@ -116,18 +116,27 @@ impl Process {
     }
 }
 
+/// Why PID 1 could not get what an agent needs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProtectError {
+    #[error("cannot raise the limit of open files to {FILES}")]
+    Files(#[source] io::Error),
+    #[error("cannot write /proc/self/oom_score_adj")]
+    OutOfMemory(#[source] io::Error),
+}
+
 /// Open files of the agent and, as an upper limit, of its programs; what a Linux host has.
 const FILES: u64 = 524_288;
 
 /// As PID 1: room for many sessions, and the out-of-memory killer looks elsewhere. Needs /proc.
-pub(crate) fn protect_agent() -> io::Result<()> {
+pub(crate) fn protect_agent() -> Result<(), ProtectError> {
     let files = Rlimit {
         current: Some(FILES),
         maximum: Some(FILES),
     };
-    setrlimit(Resource::Nofile, files)?;
+    setrlimit(Resource::Nofile, files).map_err(|error| ProtectError::Files(error.into()))?;
     umask(Mode::from_raw_mode(0o022));
-    std::fs::write("/proc/self/oom_score_adj", "-1000")
+    std::fs::write("/proc/self/oom_score_adj", "-1000").map_err(ProtectError::OutOfMemory)
 }
 
 /// As an ordinary process: orphans of commands come here, as they do to PID 1.
