@@ -12,10 +12,17 @@
 //! outstanding; the receiver gives [`Frame::Credit`] back as it passes bytes on. So a program that
 //! never reads its stdin delays no signal, and a reader that is stuck on stdout delays no stderr.
 //!
-//! **Order at the end.** [`Reply::Exited`] follows every byte that the command itself wrote. A
-//! daemon it left behind, still holding the pipes, does not delay it.
+//! **Ends of streams.** The host says once that stdin has ended; on a terminal in line mode that is
+//! typed as its end-of-file character. A command that closes its stdin early is not reported: what still
+//! comes is dropped and credited. The agent says once for stdout and stderr that they have ended, as soon
+//! as the command has closed them. With a terminal there is no stderr.
 //!
-//! **Disconnect.** When the host closes the connection, the command's process group is killed.
+//! **Order at the end.** [`Reply::Exited`] follows every byte that the command itself wrote, and the ends
+//! of its streams. A daemon it left behind, still holding the pipes, does not delay it.
+//!
+//! **Disconnect.** When the host closes the connection, or its sending half, before the last message,
+//! the command is killed with every process that it started (a guest kernel without cgroup v2: its
+//! process group). A daemon left behind by a command that has ended stays.
 
 pub mod frame;
 
@@ -49,7 +56,8 @@ pub enum Request {
     Hello { version: u32 },
     /// Runs a command; answered by [`Reply::Started`] or [`Reply::Failed`]. Once per connection.
     Exec(ExecSpec),
-    /// Sends a signal (signal(7), 1..=64) to the command's process group.
+    /// Sends a signal (signal(7), 1..=64) to the command's process group. Of no effect once the command
+    /// has ended.
     Signal { signal: i32 },
     /// New size of the command's terminal, in characters. Ignored without a terminal.
     Resize { rows: u16, columns: u16 },
