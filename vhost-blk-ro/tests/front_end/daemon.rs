@@ -1,9 +1,10 @@
 //! The daemon under test, with a 4 MiB image, a 16 MiB scratch template, and a directory of its own.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -19,7 +20,7 @@ pub fn pattern(offset: u64, len: u64) -> Vec<u8> {
 pub struct Daemon {
     child: Child,
     dir: TempDir,
-    settings: String,
+    config: String,
 }
 
 impl Daemon {
@@ -30,11 +31,19 @@ impl Daemon {
         let template = std::fs::File::create(dir.path().join("template")).unwrap();
         template.set_len(16 << 20).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&template, &pattern(0, 65536), 0).unwrap();
-        let child = spawn(dir.path(), settings);
+        let config = config(dir.path(), settings);
+        let child = spawn(dir.path(), &config);
+        Self { child, dir, config }
+    }
+
+    /// With a configuration of the caller's; only the log is here.
+    pub fn start_with(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let child = spawn(dir.path(), config);
         Self {
             child,
             dir,
-            settings: settings.to_owned(),
+            config: config.to_owned(),
         }
     }
 
@@ -65,11 +74,36 @@ impl Daemon {
     }
 
     pub fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), &self.settings);
+        self.child = spawn(self.dir.path(), &self.config);
     }
 
     pub fn child(&mut self) -> &mut Child {
         &mut self.child
+    }
+
+    /// A number from `/proc/PID/status`.
+    pub fn status(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .unwrap();
+        line.trim_start_matches(':')
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    pub fn threads(&self) -> u64 {
+        self.status("Threads")
+    }
+
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .count()
     }
 
     pub fn is_alive(&mut self) -> bool {
@@ -82,6 +116,15 @@ impl Drop for Daemon {
         // Already dead in the tests that are about that.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Until `condition` holds; `otherwise` says what is wrong when it never does.
+pub fn wait_for(mut condition: impl FnMut() -> bool, otherwise: impl Fn() -> String) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{}", otherwise());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -100,7 +143,7 @@ pub fn config(dir: &Path, settings: &str) -> String {
     )
 }
 
-pub fn spawn(dir: &Path, settings: &str) -> Child {
+pub fn spawn(dir: &Path, config: &str) -> Child {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
@@ -117,7 +160,7 @@ pub fn spawn(dir: &Path, settings: &str) -> Child {
         .stdin
         .take()
         .unwrap()
-        .write_all(config(dir, settings).as_bytes())
+        .write_all(config.as_bytes())
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap())

@@ -2,7 +2,7 @@
 //! from the daemon: own split ring over a memfd, protocol messages by the vhost crate.
 //!
 //! Used by the integration tests and by the benchmark; either uses only part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::error::Error;
 use std::fs::File;
@@ -183,7 +183,7 @@ impl Device {
         Ok(self.frontend.set_mem_table(&[region])?)
     }
 
-    fn start_queue(&mut self, index: usize, base: u16) -> Result<()> {
+    pub fn start_queue(&mut self, index: usize, base: u16) -> Result<()> {
         let call = EventFd::new(EFD_NONBLOCK)?;
         let events = Epoll::new()?;
         let readable = EpollEvent::new(EventSet::IN, 0);
@@ -277,6 +277,11 @@ impl Device {
         if wanted {
             ring.kick.write(1).unwrap();
         }
+    }
+
+    /// For a driver that made entries available before this connection.
+    pub fn set_avail(&mut self, queue: usize, index: u16) {
+        self.rings[queue].avail = index;
     }
 
     pub fn avail(&self, queue: usize) -> u16 {
