@@ -325,3 +325,6 @@ fn text(field: impl Into<String>, why: String) -> SpecError {
         why,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -172,8 +172,8 @@ fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ParseError> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();
-        // A lone dot is the library's name for the whole document.
-        let field = if field == "." {
+        // The library's names for the whole document, and for a place it cannot tell.
+        let field = if field == "." || field == "?" {
             "spec".to_owned()
         } else {
             field

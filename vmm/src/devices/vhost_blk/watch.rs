@@ -7,10 +7,15 @@
 use std::io;
 use std::net::Shutdown;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use vmm_sys_util::timerfd::TimerFd;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 use super::backend::PATIENCE;
 use crate::events::{EventSet, Registrar, Subscriber};
@@ -21,30 +26,45 @@ const DEADLINE: u32 = 1;
 
 /// A timer that means "the backend should have answered by now".
 #[derive(Clone, Debug)]
-pub struct Deadline(Arc<Mutex<TimerFd>>);
+pub struct Deadline(Arc<OwnedFd>);
 
 impl Deadline {
     /// A timer at rest.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Mutex::new(
-            TimerFd::new().map_err(io::Error::from)?,
-        ))))
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Self(Arc::new(timerfd_create(
+            TimerfdClockId::Monotonic,
+            flags,
+        )?)))
     }
 
     /// A conversation starts.
     pub fn arm(&self) -> io::Result<()> {
-        self.timer().reset(PATIENCE, None).map_err(io::Error::from)
+        self.set(PATIENCE)
     }
 
-    /// It is over.
+    /// It is over. An expiry that nobody has read yet is forgotten, too (timerfd_settime(2)).
     pub fn disarm(&self) {
-        if let Err(error) = self.timer().clear() {
+        if let Err(error) = self.set(Duration::ZERO) {
             log::error!("vhost-user: cannot stop a timer: {error}");
         }
     }
 
-    fn timer(&self) -> MutexGuard<'_, TimerFd> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// True, once, if it was armed and not disarmed in time.
+    fn has_passed(&self) -> bool {
+        rustix::io::read(&*self.0, &mut [0; 8]).is_ok()
+    }
+
+    fn set(&self, after: Duration) -> io::Result<()> {
+        let once = Itimerspec {
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: Timespec::try_from(after).map_err(io::Error::other)?,
+        };
+        timerfd_settime(&*self.0, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
     }
 }
 
@@ -76,7 +96,7 @@ impl Watch {
     pub fn attach(&self, events: &Registrar) -> io::Result<()> {
         // Nobody reads here: the answers are read by whoever asked. Only the end is of interest.
         events.add(&self.stream, CONNECTION, EventSet::READ_HANG_UP)?;
-        events.add(&*self.deadline.timer(), DEADLINE, EventSet::IN)
+        events.add(&*self.deadline.0, DEADLINE, EventSet::IN)
     }
 
     /// Ends the connection, and with it whatever waits for an answer on it.
@@ -91,7 +111,7 @@ impl Subscriber for Watch {
         let why = match token {
             CONNECTION => format!("disk {}: its backend closed the connection", self.id),
             // The conversation may have come to its end since the event was collected.
-            DEADLINE if !matches!(self.deadline.timer().is_armed(), Ok(false)) => {
+            DEADLINE if self.deadline.has_passed() => {
                 format!(
                     "disk {}: its backend did not answer within {} s",
                     self.id,
