@@ -83,6 +83,14 @@ pub enum Cause {
 }
 
 impl RunError {
+    /// Whether logs of the machine may explain it.
+    pub(super) fn is_the_machine_s(cause: &Cause) -> bool {
+        !matches!(
+            cause,
+            Cause::Command(_) | Cause::Output { .. } | Cause::Kvm { .. }
+        )
+    }
+
     /// The exit code for the shell: 127 and 126 as shells, for a command that could not be executed.
     #[must_use]
     pub fn code(&self) -> u8 {

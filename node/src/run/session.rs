@@ -230,9 +230,10 @@ impl Session<'_> {
         }
         let result = outcome.map_err(|cause| {
             let evidence = self.sandbox.fail(&cause.to_string());
+            let evidence = RunError::is_the_machine_s(&cause).then_some(evidence);
             RunError {
                 cause,
-                evidence: Box::new(evidence),
+                evidence: Box::new(evidence.unwrap_or_default()),
             }
         });
         self.sandbox.stop();

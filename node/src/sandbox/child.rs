@@ -4,6 +4,7 @@
 //! however we end, it ends. It is its own process group, so that a terminal's Ctrl-C is for us alone.
 //! Signals go through a pidfd, so they never hit a stranger with a reused id.
 
+use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -23,6 +24,9 @@ use super::tail::{self, Tail, printable};
 
 /// How long after its end a child's last lines may take to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What our programs log, crate env_logger.
+const LOG: &str = "RUST_LOG";
 
 /// Why a child did not start.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +100,12 @@ impl Child {
         // Another child started at the same moment may inherit the read end too, which is no harm: the
         // write end decides.
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| error(e.into()))?;
-        let mut process = Command::new(start.program)
+        let mut command = Command::new(start.program);
+        if env::var_os(LOG).is_none() {
+            // What goes well is nobody's news, and the rest should not drown in it.
+            command.env(LOG, "warn");
+        }
+        let mut process = command
             .args(&start.arguments)
             .arg("--lifeline")
             .arg(theirs.as_raw_fd().to_string())

@@ -60,6 +60,7 @@ fn codes_are_a_shell_s() {
     let (code, error) = run(&["/nonexistent"]);
     assert_eq!(code, 127, "{error}");
     assert!(error.contains("/nonexistent"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
     assert_eq!(run(&["/etc/passwd"]).0, 126);
     let (code, error) = run(&[]);
     assert_eq!(code, 125);
