@@ -249,20 +249,20 @@ impl VirtioDevice for Vsock {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         // The only event there is tells a restored guest that its connections are gone.
         let [rx, tx, _events] = activation.take_queues()?;
-        let io = |what| move |source| ActivateError::Io { what, source };
-        if let Some(events) = &self.events {
-            for (queue, token) in [(&rx, KICK_RX), (&tx, KICK_TX)] {
-                events
-                    .add(queue.kick.as_ref(), token, EventSet::IN)
-                    .map_err(io("watch a queue of the vsock device"))?;
-            }
-        }
-        self.live = Some(Live {
+        let live = self.live.insert(Live {
             memory: activation.memory,
             interrupt: activation.interrupt,
             rx,
             tx,
         });
+        let io = |what| move |source| ActivateError::Io { what, source };
+        if let Some(events) = &self.events {
+            for (queue, token) in [(&live.rx, KICK_RX), (&live.tx, KICK_TX)] {
+                events
+                    .add(queue.kick.as_ref(), token, EventSet::IN)
+                    .map_err(io("watch a queue of the vsock device"))?;
+            }
+        }
         self.muxer
             .listen()
             .map_err(io("listen for connections to the guest"))

@@ -1,5 +1,7 @@
 //! Guest memory for tests, with packets cut into descriptors at will.
 
+use std::sync::LazyLock;
+
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
@@ -111,9 +113,20 @@ pub(super) fn header(op: Op, host: u32, guest: u32) -> Header {
     }
 }
 
-/// Bytes that differ from their neighbours near and far, from position `at` of an endless stream.
+/// Bytes that differ from their neighbours near and far, from position `at` of an endless stream: it
+/// repeats after a prime number of them.
 pub(super) fn pattern(at: u64, len: usize) -> Vec<u8> {
-    (at..at + len as u64)
-        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect()
+    const PERIOD: usize = 65_521;
+    static ONE_PERIOD: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mixed = (0..PERIOD as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        mixed.map(|[first, ..]| first).collect()
+    });
+    let mut at = usize::try_from(at).unwrap() % PERIOD;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let end = PERIOD.min(at + len - bytes.len());
+        bytes.extend_from_slice(&ONE_PERIOD[at..end]);
+        at = 0;
+    }
+    bytes
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use rustix::net::sockopt;
 
 use super::*;
+use crate::devices::vsock::packet::MAX_PAYLOAD;
 use crate::devices::vsock::support::{Arena, header, pattern};
 
 const PORTS: Ports = Ports {

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
-use crate::devices::vsock::packet::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use crate::devices::vsock::packet::{
+    HOST_CID, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TxPacket,
+};
 use crate::devices::vsock::support::{Arena, GUEST_CID, header, pattern};
 
 const BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
