@@ -33,7 +33,7 @@ fuzz_one() {
     mkdir -p "corpus/$target" "artifacts/$target"
     touch "target/$target.started"
     nice "target/x86_64-unknown-linux-gnu/release/$target" \
-        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+        -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 \
         -artifact_prefix="artifacts/$target/" \
         "corpus/$target" "seeds/$target" >"$log" 2>&1 || status=$?
     local runs coverage new
