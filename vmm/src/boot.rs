@@ -4,6 +4,7 @@
 //! tables are made by [`tables`] and [`mp_table`], the registers by [`crate::vcpu::state`].
 
 pub mod command_line;
+pub mod kernel;
 pub mod mp_table;
 pub mod tables;
 
@@ -11,7 +12,6 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use linux_loader::loader::{self, KernelLoader, elf::Elf};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -31,23 +31,11 @@ pub enum BootError {
         source: io::Error,
     },
     /// The kernel image is none.
-    #[error("kernel.path: {} is not an uncompressed x86-64 ELF kernel that fits the guest's memory", path.display())]
+    #[error("kernel.path: {} cannot be booted", path.display())]
     Kernel {
         path: PathBuf,
         #[source]
-        source: loader::Error,
-    },
-    /// The kernel wants to lie where something else is.
-    #[error(
-        "kernel.path: {} occupies {start:#x}..{end:#x}, allowed is {:#x}..{limit:#x}",
-        path.display(),
-        layout::KERNEL
-    )]
-    Placement {
-        path: PathBuf,
-        start: u64,
-        end: u64,
-        limit: u64,
+        source: kernel::ImageError,
     },
     /// The initrd does not fit.
     #[error(
@@ -82,15 +70,13 @@ pub fn load(
     command_line: &str,
 ) -> Result<Entry, BootError> {
     let memory = ram.memory();
-    let (entry, kernel_end) = load_kernel(memory, &kernel.image, ram.low_end())?;
-    let initrd = match &kernel.initrd {
-        Some(path) => Some(load_initrd(
-            memory,
-            path,
-            Range::new(kernel_end, ram.low_end() - kernel_end),
-        )?),
-        None => None,
-    };
+    let image = load_kernel(ram, &kernel.image)?;
+    let free = Range::new(image.end, ram.low_end() - image.end);
+    let initrd = kernel
+        .initrd
+        .as_deref()
+        .map(|path| load_initrd(ram, path, free))
+        .transpose()?;
     write_command_line(memory, command_line)?;
     tables::write_zero_page(memory, command_line.len(), initrd).map_err(|source| {
         BootError::Write {
@@ -115,45 +101,31 @@ pub fn load(
             what: "MP table",
             source,
         })?;
-    Ok(Entry { rip: entry })
+    Ok(Entry { rip: image.entry })
 }
 
-/// Copies the kernel's segments; returns entry point and the first free page above.
-fn load_kernel(memory: &GuestMemory, path: &Path, limit: u64) -> Result<(u64, u64), BootError> {
+fn load_kernel(ram: &GuestRam, path: &Path) -> Result<kernel::Image, BootError> {
     let mut file = open("kernel.path", path)?;
-    let lowest = Some(GuestAddress(layout::KERNEL));
-    let loaded =
-        Elf::load(memory, None, &mut file, lowest).map_err(|source| BootError::Kernel {
-            path: path.to_owned(),
-            source,
-        })?;
-    let (start, end) = (loaded.kernel_load.0, loaded.kernel_end);
-    // Segments below the entry point (the loader does not check) would overwrite window or tables;
-    // the zero page is written after this, so only the entry and the end need a look.
-    if start < layout::KERNEL || start >= end || end > limit {
-        return Err(BootError::Placement {
-            path: path.to_owned(),
-            start,
-            end,
-            limit,
-        });
-    }
-    Ok((start, end.next_multiple_of(layout::PAGE)))
+    kernel::load(ram, &mut file).map_err(|source| BootError::Kernel {
+        path: path.to_owned(),
+        source,
+    })
 }
 
-/// Copies the initrd to the top of `free`.
-fn load_initrd(memory: &GuestMemory, path: &Path, free: Range) -> Result<Range, BootError> {
+/// Maps the initrd at the top of `free`. The guest reads it once, from the host's page cache, and then
+/// uses the pages as memory of its own.
+fn load_initrd(ram: &GuestRam, path: &Path, free: Range) -> Result<Range, BootError> {
     let failed = |source| BootError::File {
         field: "kernel.initrd",
         path: path.to_owned(),
         source,
     };
-    let mut file = open("kernel.initrd", path)?;
+    let file = open("kernel.initrd", path)?;
     let len = file.metadata().map_err(failed)?.len();
     let taken = len
         .checked_next_multiple_of(layout::PAGE)
         .filter(|&taken| taken <= free.len);
-    let (Some(taken), Ok(count)) = (taken, usize::try_from(len)) else {
+    let Some(taken) = taken else {
         return Err(BootError::InitrdSize {
             path: path.to_owned(),
             len,
@@ -161,9 +133,10 @@ fn load_initrd(memory: &GuestMemory, path: &Path, free: Range) -> Result<Range, 
         });
     };
     let start = free.end() - taken;
-    memory
-        .read_exact_volatile_from(GuestAddress(start), &mut file, count)
-        .map_err(|error| failed(io::Error::other(error)))?;
+    if taken > 0 {
+        ram.map_file(Range::new(start, taken), &file, 0)
+            .map_err(|error| failed(io::Error::other(error)))?;
+    }
     Ok(Range::new(start, len))
 }
 

@@ -94,7 +94,10 @@ fn run(spec: &SandboxSpec, boot: Boot, timeline: &Timeline) -> ExitCode {
         control: boot.control,
     };
     let outcome = match sandbox::boot(spec, &ties, timeline) {
-        Ok(running) => running.run(),
+        Ok(running) => {
+            log::debug!("{}", timeline.event().to_line());
+            running.run()
+        }
         Err(error) => Outcome::Error(format!("{:#}", anyhow::Error::new(error))),
     };
     let message = outcome.to_string();

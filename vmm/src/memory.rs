@@ -10,6 +10,7 @@ pub mod backing;
 pub mod layout;
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -40,6 +41,13 @@ pub enum MemoryError {
     /// The pieces did not fit together.
     #[error("cannot put the guest memory together")]
     Assemble(#[source] GuestRegionCollectionError),
+    /// A file cannot stand behind this piece.
+    #[error("cannot map a file into guest memory at {:#x}..{:#x}", range.start, range.end())]
+    File {
+        range: Range,
+        #[source]
+        source: io::Error,
+    },
     /// KVM refused a slot.
     #[error("KVM refused memory slot {slot} at {start:#x}")]
     Slot {
@@ -139,6 +147,39 @@ impl GuestRam {
     #[must_use]
     pub fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// Puts a private view of `file` (from `offset` on) in place of `range`, which must be whole pages
+    /// of private memory. Past the end of the file's last page there is nothing: the caller has checked
+    /// its length. The file must not shrink later, which is for whoever owns the store to see to.
+    pub fn map_file(&self, range: Range, file: &File, offset: u64) -> Result<(), MemoryError> {
+        let invalid = |what: &str| MemoryError::File {
+            range,
+            source: io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()),
+        };
+        let aligned = [range.start, range.len, offset]
+            .iter()
+            .all(|n| n.is_multiple_of(layout::PAGE));
+        let region = self
+            .memory
+            .find_region(GuestAddress(range.start))
+            .filter(|region| aligned && region.file_offset().is_none())
+            .ok_or_else(|| invalid("not whole pages of private memory"))?;
+        let within = range.start - region.start_addr().0;
+        if within
+            .checked_add(range.len)
+            .is_none_or(|end| end > region.len())
+        {
+            return Err(invalid("runs over the end of private memory"));
+        }
+        // Both fit: they are less than the length of a mapping.
+        let len = usize::try_from(range.len).map_err(|_| invalid("too long"))?;
+        let within = usize::try_from(within).map_err(|_| invalid("too long"))?;
+        // SAFETY: `within..within + len` is inside the region's mapping (checked above), which is ours
+        // and stays ours: unmapping the region later unmaps this, too. Nobody holds references into
+        // guest memory; it is only accessed through volatile copies.
+        unsafe { backing::overlay(region.as_ptr().add(within), len, file, offset) }
+            .map_err(|source| MemoryError::File { range, source })
     }
 
     /// Where RAM below the device hole ends.
@@ -247,6 +288,47 @@ mod tests {
                 .unwrap(),
             7
         );
+    }
+
+    #[test]
+    fn a_mapped_file_is_read_and_never_written() {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 10_000], 0).unwrap();
+        let ram = GuestRam::allocate(&spec(64, 1)).unwrap();
+        let place = Range::new(16 * MIB, 8192);
+        ram.map_file(place, &file, 0).unwrap();
+        let at = GuestAddress(place.start + 100);
+        assert_eq!(ram.memory().read_obj::<u8>(at).unwrap(), 7);
+        ram.memory().write_obj(9_u8, at).unwrap();
+        assert_eq!(ram.memory().read_obj::<u8>(at).unwrap(), 9);
+        assert_eq!(
+            ram.memory()
+                .read_obj::<u8>(GuestAddress(place.end()))
+                .unwrap(),
+            0
+        );
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 100).unwrap();
+        assert_eq!(byte, [7]);
+    }
+
+    #[test]
+    fn files_go_into_whole_pages_of_private_memory_only() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(MIB).unwrap();
+        let ram = GuestRam::allocate(&spec(64, 1)).unwrap();
+        let refused =
+            |start, len, offset| ram.map_file(Range::new(start, len), &file, offset).is_err();
+        assert!(refused(8 * MIB, 4096, 0), "the window");
+        assert!(refused(8 * MIB - 4096, 8192, 0), "into the window");
+        assert!(refused(64 * MIB - 4096, 8192, 0), "past the end");
+        assert!(
+            refused(64 * MIB, 4096, 0) && refused(1 << 63, 1 << 63, 0),
+            "no memory at all"
+        );
+        assert!(refused(16 * MIB + 1, 4096, 0) && refused(16 * MIB, 4095, 0));
+        assert!(refused(16 * MIB, 4096, 1));
+        assert!(!refused(16 * MIB, 4096, 4096));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 use thiserror::Error;
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
@@ -47,6 +48,20 @@ pub fn shared(file: &Arc<File>, len: u64) -> Result<MmapRegion, BackingError> {
 fn builder(len: u64) -> Result<MmapRegionBuilder, BackingError> {
     let size = usize::try_from(len).map_err(|_| BackingError::TooLarge(len))?;
     Ok(MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE))
+}
+
+/// Replaces `len` bytes of a mapping by a private view of `file`.
+///
+/// # Safety
+///
+/// `[at, at + len)` must be whole pages of a mapping that the caller owns, with no references into it.
+pub unsafe fn overlay(at: *mut u8, len: usize, file: &File, offset: u64) -> io::Result<()> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the caller's promise is mmap's condition for MAP_FIXED.
+    let place = unsafe { rustix::mm::mmap(at.cast(), len, protection, flags, file, offset) }?;
+    debug_assert_eq!(place, at.cast());
+    Ok(())
 }
 
 /// A memfd whose size nobody can change any more: a backend that holds it cannot make us fault.
