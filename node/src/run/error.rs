@@ -11,7 +11,7 @@ use super::OUR_ERROR;
 use crate::agent::AgentError;
 use crate::image::StoreError;
 use crate::places::PlaceError;
-use crate::sandbox::{Evidence, SpecError, StartError, VmmEnd, printable};
+use crate::sandbox::{Evidence, SpecError, StartError, VmmEnd, VmmExit, printable};
 use crate::scratch::ScratchError;
 
 /// A failed run and what there is to read about it.
@@ -83,12 +83,29 @@ pub enum Cause {
 }
 
 impl RunError {
-    /// Whether logs of the machine may explain it.
-    pub(super) fn is_the_machine_s(cause: &Cause) -> bool {
-        !matches!(
+    /// Keeps what may explain the cause and does not repeat it.
+    pub(super) fn new(cause: Cause, mut evidence: Evidence) -> Self {
+        match &cause {
+            Cause::Command(_) | Cause::Output { .. } | Cause::Kvm { .. } => {
+                evidence = Evidence::default();
+            }
+            Cause::VmmEnded(VmmEnd {
+                exit:
+                    Some(VmmExit {
+                        message: Some(message),
+                        ..
+                    }),
+                ..
+            }) => {
+                let message = printable(message.as_bytes());
+                evidence.vmm.retain(|line| !line.contains(&message));
+            }
+            _ => {}
+        }
+        Self {
             cause,
-            Cause::Command(_) | Cause::Output { .. } | Cause::Kvm { .. }
-        )
+            evidence: Box::new(evidence),
+        }
     }
 
     /// The exit code for the shell: 127 and 126 as shells, for a command that could not be executed.
@@ -120,7 +137,63 @@ fn vmm_words(end: &VmmEnd) -> String {
         other => return format!("the VMM ended: {}", printable(other.as_bytes())),
     };
     match &exit.message {
-        Some(message) => format!("{what}: {}", printable(message.as_bytes())),
-        None => what.into(),
+        // The others only say the same in other words.
+        Some(message) if matches!(exit.reason.as_str(), "error" | "crash" | "backend_lost") => {
+            format!("{what}: {}", printable(message.as_bytes()))
+        }
+        _ => what.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(reason: &str, message: &str) -> Cause {
+        Cause::VmmEnded(VmmEnd {
+            status: ExitStatus::default(),
+            exit: Some(VmmExit {
+                reason: reason.into(),
+                message: Some(message.into()),
+            }),
+        })
+    }
+
+    #[test]
+    fn an_end_is_told_once_and_without_control_characters() {
+        let panic = ended("panic", "the guest panicked").to_string();
+        assert_eq!(panic, "the guest's kernel panicked");
+        let failed = ended("error", "kernel.path:\x1b[2J no such file");
+        assert_eq!(
+            failed.to_string(),
+            "the VMM failed: kernel.path:\\u{1b}[2J no such file"
+        );
+        let log = vec![
+            "ERROR kernel.path:\\u{1b}[2J no such file".to_owned(),
+            "something else".to_owned(),
+        ];
+        let error = RunError::new(
+            failed,
+            Evidence {
+                vmm: log,
+                ..Evidence::default()
+            },
+        );
+        assert_eq!(error.evidence.vmm, ["something else"]);
+    }
+
+    #[test]
+    fn a_missing_program_is_not_explained_by_the_machine() {
+        let failure = Failure {
+            kind: FailureKind::NotFound,
+            message: "no such program".into(),
+        };
+        let evidence = Evidence {
+            console: vec!["booted".into()],
+            ..Evidence::default()
+        };
+        let error = RunError::new(Cause::Command(failure), evidence);
+        assert_eq!(*error.evidence, Evidence::default());
+        assert_eq!(error.code(), 127);
     }
 }

@@ -230,11 +230,7 @@ impl Session<'_> {
         }
         let result = outcome.map_err(|cause| {
             let evidence = self.sandbox.fail(&cause.to_string());
-            let evidence = RunError::is_the_machine_s(&cause).then_some(evidence);
-            RunError {
-                cause,
-                evidence: Box::new(evidence.unwrap_or_default()),
-            }
+            RunError::new(cause, evidence)
         });
         self.sandbox.stop();
         self.timeline.mark("stopped");
