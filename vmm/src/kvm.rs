@@ -3,6 +3,10 @@
 //! Order that KVM insists on: identity map and TSS before the first vCPU (KVM API §4.40, §4.36); the
 //! interrupt chips before vCPUs, so that they get in-kernel local APICs (§4.24); the PIT after the
 //! interrupt chips (§4.71).
+//!
+//! The PIT costs a kernel thread per sandbox and a guest does not miss it: it knows the TSC's frequency
+//! from KVM's clock and has a timer in its local APIC. Only where that timer lacks its deadline mode does
+//! a guest calibrate it against the PIT, and only there it gets one.
 
 pub mod cpuid;
 pub mod msr;
@@ -85,12 +89,13 @@ impl Hypervisor {
         fd.set_tss_address(tss).map_err(ioctl("place its TSS"))?;
         fd.create_irq_chip()
             .map_err(ioctl("make the interrupt chips"))?;
-        // The dummy speaker port keeps guests that poke at 0x61 from leaving KVM.
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        };
-        fd.create_pit2(pit).map_err(ioctl("make the timer chip"))?;
+        if !self.has_tsc_deadline() {
+            let pit = kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            fd.create_pit2(pit).map_err(ioctl("make the timer chip"))?;
+        }
         Ok(Vm { fd })
     }
 

@@ -30,16 +30,19 @@ fn main() -> ExitCode {
     let Command::Boot(boot) = cli.command;
     match read_spec(&boot.spec) {
         Ok(spec) => run(&spec, boot, &timeline),
-        Err(error) => {
-            let message = format!("{error:#}");
-            log::error!("{message}");
-            emit(&Event::Exit {
-                reason: "error",
-                message,
-            });
-            ExitCode::from(USAGE)
-        }
+        Err(error) => refuse(&error),
     }
+}
+
+/// A bad spec or command line: one message, and nothing was started.
+fn refuse(error: &anyhow::Error) -> ExitCode {
+    let message = format!("{error:#}");
+    log::error!("{message}");
+    emit(&Event::Exit {
+        reason: "error",
+        message,
+    });
+    ExitCode::from(USAGE)
 }
 
 /// argh's own entry exits with 1 for a bad command line, which here means something else.
@@ -98,6 +101,7 @@ fn run(spec: &SandboxSpec, boot: Boot, timeline: &Timeline) -> ExitCode {
             log::debug!("{}", timeline.event().to_line());
             running.run()
         }
+        Err(error) if error.blames_spec() => return refuse(&error.into()),
         Err(error) => Outcome::Error(format!("{:#}", anyhow::Error::new(error))),
     };
     let message = outcome.to_string();

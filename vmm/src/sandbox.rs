@@ -1,20 +1,18 @@
 //! The recipe that makes a sandbox from a spec, and its life after that.
 
 use std::io;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, BootError, Entry, command_line};
 use crate::bus::Buses;
 use crate::control::Control;
 use crate::devices::vhost_blk::backend::{BackendError, Connecting};
 use crate::devices::{Attached, DeviceError, DeviceSet, Parts, virtio_count};
-use crate::events::{EventLoop, EventSet, Subscriber};
+use crate::events::EventLoop;
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::{Hypervisor, KvmError, Vm, msr};
 use crate::lifeline::Lifeline;
@@ -23,8 +21,9 @@ use crate::outcome::Outcome;
 use crate::spec::SandboxSpec;
 use crate::timeline::Timeline;
 use crate::vcpu::Vcpu;
+use crate::vcpu::exit_slot::ExitSlot;
 use crate::vcpu::state::{self, StateError};
-use crate::vcpu::thread::{ExitSlot, ThreadError, Vcpus};
+use crate::vcpu::thread::{ThreadError, Vcpus};
 use crate::wire::emit;
 
 /// Why a sandbox did not come to run.
@@ -64,6 +63,24 @@ pub enum SandboxError {
     /// The event loop.
     #[error("cannot set up the event loop")]
     Events(#[source] io::Error),
+}
+
+impl SandboxError {
+    /// True if another spec (or command line) would help: a file it names cannot be used.
+    #[must_use]
+    pub fn blames_spec(&self) -> bool {
+        match self {
+            Self::Boot(error) => !matches!(error, BootError::Write { .. }),
+            Self::Device(error) => {
+                matches!(
+                    error,
+                    DeviceError::ConsolePath { .. } | DeviceError::ConsoleFd { .. }
+                )
+            }
+            Self::Control { .. } | Self::Lifeline(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// How the sandbox is tied to the outside, apart from its devices.
@@ -114,7 +131,7 @@ pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Runn
     let fds = build_vcpus(&hypervisor, &vm, spec.vcpus, entry)?;
     timeline.mark("vcpus");
     tie_lifeline(ties, &mut events)?;
-    let exit = watch_exit(&mut events).map_err(SandboxError::Events)?;
+    let exit = ExitSlot::watched_by(&mut events).map_err(SandboxError::Events)?;
     let vcpus = start_vcpus(fds, buses, &exit)?;
     tie_control(ties, &vcpus, &mut events)?;
     timeline.mark("running");
@@ -239,24 +256,4 @@ fn tie_control(
     let registrar = events.subscribe(control.clone());
     let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
     control.attach(registrar).map_err(failed)
-}
-
-/// Has the loop end when a vCPU says so.
-fn watch_exit(events: &mut EventLoop) -> io::Result<ExitSlot> {
-    let slot = ExitSlot::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-    let registrar = events.subscribe(Arc::new(Mutex::new(ExitWatch(slot.clone()))));
-    registrar.add(slot.wake(), 0, EventSet::IN)?;
-    Ok(slot)
-}
-
-#[derive(Debug)]
-struct ExitWatch(ExitSlot);
-
-impl Subscriber for ExitWatch {
-    fn ready(&mut self, _: u32, _: EventSet) -> ControlFlow<Outcome> {
-        match self.0.take() {
-            Some(outcome) => ControlFlow::Break(outcome),
-            None => ControlFlow::Continue(()),
-        }
-    }
 }

@@ -2,8 +2,7 @@ use std::io::{BufRead, BufReader};
 
 use super::*;
 use crate::events::EventLoop;
-use crate::vcpu::thread::ExitSlot;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use crate::vcpu::exit_slot::ExitSlot;
 
 struct Rig {
     directory: tempfile::TempDir,
@@ -13,7 +12,7 @@ struct Rig {
 /// A control socket over no vCPUs at all, which are paused and resumed at once.
 fn rig() -> Rig {
     let directory = tempfile::tempdir().unwrap();
-    let exit = ExitSlot::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let exit = ExitSlot::new().unwrap();
     let vcpus = Arc::new(Mutex::new(Vcpus::start(Vec::new(), &exit).unwrap()));
     let control = Control::bind(&directory.path().join("control"), vcpus).unwrap();
     let control = Arc::new(Mutex::new(control));
@@ -140,7 +139,7 @@ fn stop_ends_the_sandbox_and_the_socket_goes_with_it() {
 fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
-    let exit = ExitSlot::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let exit = ExitSlot::new().unwrap();
     let vcpus = Arc::new(Mutex::new(Vcpus::start(Vec::new(), &exit).unwrap()));
     drop(UnixListener::bind(&path).unwrap());
     let control = Control::bind(&path, Arc::clone(&vcpus)).unwrap();

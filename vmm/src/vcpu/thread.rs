@@ -9,15 +9,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use std::{fmt, io};
 
 use thiserror::Error;
-use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::exit_slot::ExitSlot;
 use super::state::{StateError, VcpuState};
 use super::{Step, Vcpu};
 use crate::outcome::Outcome;
@@ -68,47 +68,6 @@ enum Answer {
     Resumed,
     Saved(Result<Box<VcpuState>, StateError>),
     NotPaused,
-}
-
-/// Where a vCPU thread leaves the reason for the end; the first one counts.
-#[derive(Clone, Debug)]
-pub struct ExitSlot {
-    outcome: Arc<Mutex<Option<Outcome>>>,
-    wake: Arc<EventFd>,
-}
-
-impl ExitSlot {
-    /// An empty slot; `wake` becomes readable when it is filled.
-    #[must_use]
-    pub fn new(wake: EventFd) -> Self {
-        Self {
-            outcome: Arc::default(),
-            wake: Arc::new(wake),
-        }
-    }
-
-    /// The descriptor to wait on.
-    #[must_use]
-    pub fn wake(&self) -> &EventFd {
-        &self.wake
-    }
-
-    /// Takes the reason, if there is one.
-    #[must_use]
-    pub fn take(&self) -> Option<Outcome> {
-        self.outcome
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-
-    fn put(&self, outcome: Outcome) {
-        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert(outcome);
-        if let Err(error) = self.wake.write(1) {
-            log::error!("cannot wake the main thread: {error}");
-        }
-    }
 }
 
 /// The running side: owns the vCPU, lives on its thread.
@@ -233,6 +192,8 @@ impl Handle {
     }
 
     fn send(&self, command: Command) -> Result<(), ThreadError> {
+        // An answer that came too late for the last question is none to this one.
+        while self.answers.try_recv().is_ok() {}
         self.commands
             .send(command)
             .map_err(|_| ThreadError::Ended { index: self.index })?;

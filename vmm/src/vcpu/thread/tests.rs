@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::boot::{Entry, tables};
@@ -94,7 +93,7 @@ fn start(
         }
         Vcpu::new(fd, index, Arc::clone(&buses))
     });
-    let exit = ExitSlot::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let exit = ExitSlot::new().unwrap();
     let vcpus = Vcpus::start(vcpus.collect(), &exit).unwrap();
     Guest {
         ram,
