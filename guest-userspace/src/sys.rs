@@ -132,6 +132,9 @@ pub(crate) enum Fork {
 
 /// fork(2), into a cgroup v2 directory if one is given: entering it at birth spares the wait for all
 /// CPUs that a later move costs.
+///
+/// The child has every signal blocked until it calls [`default_signals`]: one that is sent to it before
+/// waits, also if this process ignores it.
 pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     // SAFETY: all-zero bytes are a valid `clone_args`.
     let mut args: libc::clone_args = unsafe { zeroed() };
@@ -141,14 +144,28 @@ pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
         args.cgroup = u64::from(fd.as_raw_fd().unsigned_abs());
     }
     let size = size_of::<libc::clone_args>();
+    // SAFETY: all-zero bytes are a valid signal set, and both sets live through the calls.
+    let before: libc::sigset_t = unsafe {
+        let (mut all, mut before) = (zeroed(), zeroed());
+        libc::sigfillset(&raw mut all);
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const all,
+            &raw mut before,
+        ))?;
+        before
+    };
     // SAFETY: without CLONE_VM the child has memory of its own and no new stack is needed. This
     // process has one thread, so no lock of the C library is held in the child.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size) };
-    match i32::try_from(pid) {
-        Ok(0) => Ok(Fork::Child),
+    let result = match i32::try_from(pid) {
+        Ok(0) => return Ok(Fork::Child),
         Ok(pid) if pid > 0 => Ok(Fork::Parent(pid)),
         _ => Err(io::Error::last_os_error()),
-    }
+    };
+    // SAFETY: `before` is a signal set that the kernel has filled in.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
+    result
 }
 
 /// Closes every descriptor from 3 up but `keep`. Only for a forked child, which must not use any

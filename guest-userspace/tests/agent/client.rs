@@ -84,10 +84,20 @@ impl Agent {
 
     /// A connection on which a request may follow.
     pub(crate) fn greet(&self) -> Client {
+        self.try_greet().unwrap()
+    }
+
+    /// The same, where the agent may refuse.
+    pub(crate) fn try_greet(&self) -> Result<Client, Failure> {
         let mut client = self.connect();
-        client.send(&Request::Hello { version: VERSION });
-        assert_eq!(client.reply(), Reply::Hello { version: VERSION });
-        client
+        let hello = Request::Hello { version: VERSION };
+        // An agent that refuses may have closed by now.
+        let _ = write_message(&mut client.stream, &hello);
+        match client.reply() {
+            Reply::Hello { version: VERSION } => Ok(client),
+            Reply::Failed(failure) => Err(failure),
+            other => panic!("no hello: {other:?}"),
+        }
     }
 
     /// A connection on which `spec` runs, and the pid.
