@@ -6,7 +6,7 @@ def start_sandbox(name, seconds):
         f"rm -f /tmp/{name}.*; (set +e; rundlet run debian -- sh -c 'echo up; sleep {seconds}; sha256sum /usr/bin/bash; "
         f"echo fine' >/tmp/{name}.out 2>&1; echo $? >/tmp/{name}.status) >/dev/null 2>&1 &"
     )
-    machine.wait_until_succeeds(f"grep up /tmp/{name}.out", timeout=90)
+    machine.wait_until_succeeds(f"grep up /tmp/{name}.out", timeout=180)
     return machine.succeed(f"pgrep -n -x rundlet").strip()
 
 
@@ -25,7 +25,7 @@ with subtest("its VMM is gone as well"):
     machine.wait_until_fails(f"pgrep -x -P {doomed} rundlet-vmm", timeout=30)
 
 with subtest("twin: the other sandbox goes on, reads its disk and ends as it should"):
-    machine.wait_for_file("/tmp/other.status", timeout=90)
+    machine.wait_for_file("/tmp/other.status", timeout=180)
     shown = machine.succeed("cat /tmp/other.out")
     assert machine.succeed("cat /tmp/other.status").strip() == "0", shown
     assert shown.endswith("fine\n"), shown

@@ -27,9 +27,10 @@ for name in ("INT", "TERM"):
             f"'trap \"echo caught; exit 9\" {name}; echo armed; while :; do sleep 0.1; done' >/tmp/signals 2>&1; "
             "echo $? >/tmp/signals.status) >/dev/null 2>&1 &"
         )
-        machine.wait_until_succeeds("grep armed /tmp/signals", timeout=90)
+        machine.wait_until_succeeds("grep armed /tmp/signals", timeout=180)
         machine.succeed("rm -f /tmp/signals.status")
         machine.succeed(f"kill -{name} $(pgrep -x rundlet)")
-        machine.wait_for_file("/tmp/signals.status", timeout=60)
+        machine.wait_for_file("/tmp/signals.status", timeout=120)
         shown = machine.succeed("cat /tmp/signals /tmp/signals.status").split()
-        assert shown == ["armed", "caught", "9"], shown
+        # The shell may say of its `sleep`, which gets the signal as well, that it was terminated.
+        assert shown[0] == "armed" and "caught" in shown and shown[-1] == "9", shown

@@ -1,11 +1,11 @@
 # A guest whose kernel panics ends the run at once, with our error code and the kernel's own words.
 
+# Takes 1 MiB after the other: the guest's kernel would refuse a single large request at once.
+eater = "exec python3 -c 'eaten = [bytes([1]) * (1 << 20) for _ in range(1024)]'"
+
 with subtest("a panic while a program runs"):
-    machine.succeed("date +%s >/tmp/started")
     status, shown = machine.execute(
-        "rundlet run --memory 128 debian -- sh -c 'echo 1 >/proc/sys/vm/panic_on_oom && "
-        "exec python3 -c \"b = bytearray(1 << 30); b[::4096] = b[::4096].replace(bytes(1), bytes([1]))\"' 2>&1",
-        timeout=120,
+        f'rundlet run --memory 128 debian -- sh -c "echo 1 >/proc/sys/vm/panic_on_oom && {eater}" 2>&1', timeout=120
     )
     assert status == 125, (status, shown)
     assert "panic" in shown and "out of memory" in shown.lower(), shown
@@ -21,10 +21,8 @@ with subtest("a panic before the agent is ready"):
     assert "panic" in shown and "init" in shown, shown
 
 with subtest("twin: a program that runs out of memory in a guest that survives it is no panic"):
-    status, shown = machine.execute(
-        "rundlet run --memory 128 debian -- python3 -c 'b = bytearray(1 << 30); b[::4096] = bytes([1]) * (1 << 18)' 2>&1"
-    )
-    assert status in (1, 137), (status, shown)
+    status, shown = machine.execute(f'rundlet run --memory 128 debian -- sh -c "{eater}" 2>&1', timeout=120)
+    assert status == 137, (status, shown)
     assert "panic" not in shown, shown
 
 with subtest("nothing is left of either"):

@@ -9,11 +9,10 @@ def start_sandbox():
         "rm -f /tmp/run.out; (set +e; setsid rundlet run debian -- sh -c 'echo up; exec sleep 300' >/tmp/run.out 2>&1; "
         "echo $? >/tmp/run.status) >/dev/null 2>&1 &"
     )
-    machine.wait_until_succeeds("grep up /tmp/run.out", timeout=90)
+    machine.wait_until_succeeds("grep up /tmp/run.out", timeout=180)
 
 
 def nothing_is_left():
-    machine.succeed("leftovers >/tmp/left || true")
     for _ in range(30):
         now = machine.succeed("leftovers")
         if now == before:
@@ -36,7 +35,7 @@ with subtest("SIGKILL for the CLI"):
 with subtest("SIGKILL for the CLI and its janitor together: the next run sweeps"):
     start_sandbox()
     machine.succeed("pkill -KILL -f '^rundlet-janitor'; pkill -KILL -x rundlet")
-    machine.wait_until_fails("pgrep -x 'rundlet-vmm|vhost-blk-ro'", timeout=60)
+    machine.wait_until_fails("pgrep -x 'rundlet-vmm|vhost-blk-ro'", timeout=120)
     machine.succeed("rundlet run debian -- true")
     nothing_is_left()
 
@@ -46,9 +45,9 @@ with subtest("Ctrl-C twice, against a program that ignores it"):
         "'trap \"\" INT; echo up; while :; do sleep 1; done' >/tmp/run.out 2>&1; echo $? >/tmp/run.status) "
         ">/dev/null 2>&1 &"
     )
-    machine.wait_until_succeeds("grep up /tmp/run.out", timeout=90)
+    machine.wait_until_succeeds("grep up /tmp/run.out", timeout=180)
     machine.succeed("pkill -INT -x rundlet; sleep 1; pkill -INT -x rundlet")
-    machine.wait_for_file("/tmp/run.status", timeout=60)
+    machine.wait_for_file("/tmp/run.status", timeout=120)
     assert machine.succeed("cat /tmp/run.status").strip() != "0"
     nothing_is_left()
 
@@ -59,6 +58,6 @@ with subtest("SIGHUP, as when the terminal closes"):
 
 with subtest("SIGKILL during the boot"):
     machine.succeed("(setsid rundlet run debian -- true >/dev/null 2>&1) >/dev/null 2>&1 &")
-    machine.wait_until_succeeds("pgrep -x rundlet-vmm", timeout=60)
+    machine.wait_until_succeeds("pgrep -x rundlet-vmm", timeout=120)
     machine.succeed("pkill -KILL -x rundlet")
     nothing_is_left()

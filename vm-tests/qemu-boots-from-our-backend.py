@@ -15,6 +15,7 @@ mount -t devtmpfs dev /dev
 for disk in vda vdb; do
     echo "disk $disk ro=$(cat /sys/block/$disk/ro) serial=$(cat /sys/block/$disk/serial) sectors=$(cat /sys/block/$disk/size)"
 done
+dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null && echo "ROOT WRITTEN"
 mount -t erofs -o ro /dev/vda /root || poweroff -f
 for tree in proc sys dev; do
     mount --move /$tree /root/$tree
@@ -33,7 +34,6 @@ dd if=/mnt/data of=/mnt/copy bs=4k oflag=direct iflag=direct status=none
 [ "$(sha256sum </mnt/copy)" = "$written" ] && echo "direct copy equal"
 rm /mnt/copy
 fstrim /mnt && echo "trimmed"
-dd if=/dev/zero of=/dev/vda bs=4096 count=1 oflag=direct 2>/dev/null && echo "ROOT WRITTEN"
 sha256sum /usr/bin/python3.11 /usr/bin/bash /etc/debian_version
 python3 -c 'print("python says", 6 * 7)'
 umount /mnt && echo "unmounted"
@@ -65,14 +65,14 @@ machine.wait_until_succeeds("grep listening /tmp/peer/events", timeout=30)
 def disk(name):
     return (
         f"-chardev socket,id={name},path=/tmp/peer/{name}.sock "
-        f"-device vhost-user-blk-device,chardev={name} "
+        f"-device vhost-user-blk,chardev={name} "
     )
 
 
 def boot():
     # Exit status 1 is the guest's power-off: the debug port makes (value << 1) | 1 of what the kernel writes.
     return machine.execute(
-        "timeout 120 qemu-system-x86_64 -M microvm,pit=off,pic=off,rtc=off,memory-backend=ram -accel kvm -cpu host -m 256 "
+        "timeout 120 qemu-system-x86_64 -M microvm,acpi=off,pit=off,pic=off,rtc=off,memory-backend=ram -accel kvm -cpu host -m 256 "
         "-object memory-backend-memfd,id=ram,size=256M,share=on -nodefaults -no-user-config -display none -no-reboot "
         "-serial stdio -device isa-debug-exit,iobase=0x600,iosize=4 "
         "-kernel /opt/rundlet/share/rundlet/vmlinux -initrd /tmp/peer/initrd.cpio "

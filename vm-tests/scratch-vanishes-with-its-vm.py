@@ -11,7 +11,7 @@ def start_writer():
         "rm -f /tmp/writer; (rundlet run debian -- sh -c 'dd if=/dev/urandom of=/secret bs=1M count=48 status=none && "
         "sync && echo written && sleep 300' >/tmp/writer 2>&1) >/dev/null 2>&1 &"
     )
-    machine.wait_until_succeeds("grep written /tmp/writer", timeout=120)
+    machine.wait_until_succeeds("grep written /tmp/writer || { cat /tmp/writer; false; }", timeout=240)
 
 
 with subtest("while the sandbox runs its data takes space and has no name"):
@@ -27,15 +27,15 @@ with subtest("twin: the sandbox itself does"):
     machine.succeed("rundlet run debian -- sh -c 'echo data >/secret && grep -q data /secret'")
 
 with subtest("it ends in an orderly way, and the space is free"):
-    machine.succeed("kill -TERM $(pgrep -o -x rundlet)")
-    machine.wait_until_fails("pgrep -x vhost-blk-ro", timeout=60)
+    machine.succeed("kill -TERM $(pgrep -x rundlet)")
+    machine.wait_until_fails("pgrep -x vhost-blk-ro", timeout=120)
     after = int(machine.succeed(f"sync; {used}"))
     assert after <= before + 2, (before, after)
 
 with subtest("it is killed, VMM and backend and all, and the space is free"):
     start_writer()
-    machine.succeed("pkill -KILL -x rundlet-vmm; pkill -KILL -x vhost-blk-ro; pkill -KILL -x rundlet")
-    machine.wait_until_fails("pgrep -x 'vhost-blk-ro|rundlet|rundlet-vmm'", timeout=60)
+    machine.succeed("pkill -KILL -x 'rundlet|rundlet-vmm|vhost-blk-ro'")
+    machine.wait_until_fails("pgrep -x 'vhost-blk-ro|rundlet|rundlet-vmm'", timeout=120)
     after = int(machine.succeed(f"sync; {used}"))
     assert after <= before + 2, (before, after)
     assert machine.succeed("find /var/lib/rundlet | sort") == before_files
