@@ -113,6 +113,10 @@ impl Model {
             Ok(written) => self.host_wrote += written as u64,
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
         }
+    }
+
+    /// News of the host's socket, which may come late, or twice.
+    fn event(&mut self) {
         assert!(self.connection.host_event(ANY));
     }
 
@@ -126,7 +130,6 @@ impl Model {
         };
         assert_eq!(buffer[..read], pattern(self.host_got, read));
         self.host_got += read as u64;
-        assert!(self.connection.host_event(ANY));
         Some(read)
     }
 
@@ -161,6 +164,7 @@ impl Model {
     fn settle(&mut self) {
         loop {
             let mut moved = false;
+            self.event();
             while self.guest_gives(4096, &[44]) {
                 moved = true;
             }
@@ -169,6 +173,7 @@ impl Model {
                 moved = true;
             }
             while self.host_reads(1 << 20).is_some_and(|read| read > 0) {
+                self.event();
                 moved = true;
             }
             if !moved {
@@ -186,7 +191,7 @@ enum Step {
     GuestConsumes(u64),
     GuestGives(usize, Vec<usize>),
     GuestAsksCredit,
-    SpuriousEvent,
+    Event,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -198,7 +203,8 @@ fn step() -> impl Strategy<Value = Step> {
         (1_usize..5000, prop::collection::vec(0_usize..200, 0..8))
             .prop_map(|(room, cuts)| Step::GuestGives(room, cuts)),
         Just(Step::GuestAsksCredit),
-        Just(Step::SpuriousEvent),
+        Just(Step::Event),
+        Just(Step::Event),
     ]
 }
 
@@ -227,7 +233,7 @@ proptest! {
                     let ask = model.guest_header(Op::CreditRequest);
                     prop_assert_eq!(model.send(&ask, &[]), Verdict::Keep);
                 }
-                Step::SpuriousEvent => assert!(model.connection.host_event(ANY)),
+                Step::Event => model.event(),
             }
             prop_assert!(model.connection.backlog.len() <= grant as usize);
         }
@@ -381,6 +387,7 @@ fn data_after_the_end_is_a_violation() {
 fn the_host_is_not_read_without_credit() {
     let mut model = open();
     model.host_writes(4000);
+    model.event();
     while model.guest_gives(300, &[]) {}
     assert_eq!(model.guest_got, 1000);
     assert_eq!(
@@ -425,6 +432,7 @@ fn a_host_that_stops_reading_ends_one_direction() {
     assert_eq!(model.last.unwrap().flags, SHUTDOWN_RECEIVE);
     assert!(!model.connection.awaits_reset());
     model.host_writes(50);
+    model.event();
     while model.guest_gives(100, &[]) {}
     assert_eq!(model.guest_got, 50);
 }
