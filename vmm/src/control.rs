@@ -9,9 +9,10 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::events::{EventSet, Registrar, Subscriber};
+use crate::lock::lock;
 use crate::outcome::Outcome;
 use crate::vcpu::thread::{ThreadError, Vcpus};
 use crate::wire::{Reply, Request};
@@ -137,7 +138,7 @@ impl Control {
     }
 
     fn handle(&self, request: Request) -> Reply {
-        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vcpus = lock(&self.vcpus);
         let done = |result: Result<(), ThreadError>, reply| match result {
             Ok(()) => reply,
             Err(error) => Reply::Error {

@@ -30,6 +30,7 @@ use crate::bus::{Buses, Overlap};
 use crate::events::EventLoop;
 use crate::kvm::{KvmError, Vm};
 use crate::lifeline;
+use crate::lock::lock;
 use crate::memory::{GuestRam, layout};
 use crate::spec::{ConsoleSink, ConsoleSpec, SandboxSpec};
 
@@ -223,10 +224,4 @@ fn open_sink(sink: &ConsoleSink) -> Result<File, DeviceError> {
             Ok(file)
         }
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

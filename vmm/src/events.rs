@@ -10,10 +10,11 @@ use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 
+use crate::lock::lock;
 use crate::outcome::Outcome;
 
 pub use vmm_sys_util::epoll::EventSet;
@@ -133,10 +134,8 @@ impl EventLoop {
             let Some(subscriber) = self.subscribers.get(subscriber as usize) else {
                 continue;
             };
-            // A poisoned lock means that a vCPU thread panicked in this device; the process ends on
-            // that panic, and until then the device's own state checks hold.
-            let mut guard = subscriber.lock().unwrap_or_else(PoisonError::into_inner);
-            if let ControlFlow::Break(outcome) = guard.ready(token, event.event_set()) {
+            let flow = lock(subscriber).ready(token, event.event_set());
+            if let ControlFlow::Break(outcome) = flow {
                 return Ok(ControlFlow::Break(outcome));
             }
         }

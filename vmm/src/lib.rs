@@ -17,6 +17,7 @@ pub mod devices;
 pub mod events;
 pub mod kvm;
 pub mod lifeline;
+mod lock;
 pub mod memory;
 pub mod outcome;
 pub mod sandbox;

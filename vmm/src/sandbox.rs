@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -16,6 +16,7 @@ use crate::events::EventLoop;
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::{Hypervisor, KvmError, Vm, msr};
 use crate::lifeline::Lifeline;
+use crate::lock::lock;
 use crate::memory::{GuestRam, MemoryError};
 use crate::outcome::Outcome;
 use crate::spec::SandboxSpec;
@@ -235,8 +236,9 @@ fn tie_lifeline(ties: &Ties, events: &mut EventLoop) -> Result<(), SandboxError>
     let lifeline = Lifeline::new(ties.lifeline).map_err(SandboxError::Lifeline)?;
     let lifeline = Arc::new(Mutex::new(lifeline));
     let registrar = events.subscribe(lifeline.clone());
-    let lifeline = lifeline.lock().unwrap_or_else(PoisonError::into_inner);
-    lifeline.attach(&registrar).map_err(SandboxError::Lifeline)
+    lock(&lifeline)
+        .attach(&registrar)
+        .map_err(SandboxError::Lifeline)
 }
 
 fn tie_control(
@@ -254,6 +256,5 @@ fn tie_control(
     let control = Control::bind(path, Arc::clone(vcpus)).map_err(failed)?;
     let control = Arc::new(Mutex::new(control));
     let registrar = events.subscribe(control.clone());
-    let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
-    control.attach(registrar).map_err(failed)
+    lock(&control).attach(registrar).map_err(failed)
 }

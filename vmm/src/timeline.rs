@@ -1,10 +1,11 @@
 //! Named instants between exec and the guest's agent being ready.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::lock::lock;
 use crate::wire::Event;
 
 /// A shared list of instants; cheap to mark from any thread.
@@ -36,16 +37,13 @@ impl Timeline {
     /// Notes that `name` happened now.
     pub fn mark(&self, name: &'static str) {
         let since = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.marks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((name, since));
+        lock(&self.marks).push((name, since));
     }
 
     /// What was noted so far, in order.
     #[must_use]
     pub fn event(&self) -> Event {
-        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let marks = lock(&self.marks);
         Event::Timeline {
             instants_us: marks.clone(),
         }

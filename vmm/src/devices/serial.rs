@@ -11,12 +11,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::lock::lock;
 use crate::outcome::Outcome;
 
 /// Lines longer than this are written in pieces.
@@ -47,7 +48,7 @@ impl<W: Write + Send> Console<W> {
     fn lock(
         &self,
     ) -> std::sync::MutexGuard<'_, Serial<Line, vm_superio::serial::NoEvents, Sink<W>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::events::{EventLoop, EventSet, Subscriber};
+use crate::lock::lock;
 use crate::outcome::Outcome;
 
 /// The reason for the end; the first one counts.
@@ -43,14 +44,11 @@ impl ExitSlot {
     /// Takes the reason, if there is one.
     #[must_use]
     pub fn take(&self) -> Option<Outcome> {
-        self.outcome
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        lock(&self.outcome).take()
     }
 
     pub(super) fn put(&self, outcome: Outcome) {
-        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.outcome);
         slot.get_or_insert(outcome);
         if let Err(error) = self.wake.write(1) {
             log::error!("cannot wake the main thread: {error}");

@@ -11,7 +11,7 @@ mod registers;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::bindings::virtio_config as config;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -23,6 +23,7 @@ use self::registers::{QueueRegisters, Registers, set_driver_features, set_queue_
 pub use self::registers::{register, status};
 use super::{ActivateError, Activation, INTERRUPT_USED, Interrupt, VirtQueue, VirtioDevice};
 use crate::bus::BusDevice;
+use crate::lock::lock;
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 
@@ -286,11 +287,6 @@ impl BusDevice for MmioTransport {
         }
         ControlFlow::Continue(())
     }
-}
-
-/// A poisoned lock means that another thread panicked in this device; that panic ends the sandbox.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with its causes, for the log.
