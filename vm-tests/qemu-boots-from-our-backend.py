@@ -77,8 +77,7 @@ def boot():
         "-serial stdio -device isa-debug-exit,iobase=0x600,iosize=4 "
         "-kernel /opt/rundlet/share/rundlet/vmlinux -initrd /tmp/peer/initrd.cpio "
         "-append 'console=ttyS0 quiet panic=-1 rundlet.exit=0x600' "
-        # The guest numbers virtio-mmio devices from the last one that QEMU was given.
-        + disk("data") + disk("root") + " 2>&1"
+        + disk("root") + disk("data") + " 2>&1"
     )
 
 
