@@ -50,8 +50,8 @@ const FEATURE_STREAM: u64 = 1 << 0;
 /// Sizes of the receive, transmit and event queue. Linux keeps a page in each receive buffer, so this is
 /// 512 KiB of the guest's RAM.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
-/// Packets moved each way before other devices get their turn.
-const BUDGET: usize = 256;
+/// Packets moved each way before other devices get their turn: half a queue, at most 4 MiB.
+const BUDGET: usize = 64;
 
 /// Tokens at the main loop.
 const KICK_RX: u32 = 0;

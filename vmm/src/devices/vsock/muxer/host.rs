@@ -173,11 +173,7 @@ impl Muxer {
         };
         let ports = self.allocate_ports(port);
         let mut connection = Connection::dialled_by_host(ports, stream, self.limits.grant);
-        // Bytes after the line made no new edge.
-        let ready = Readiness {
-            readable: true,
-            ..ready
-        };
+        // What came with the line is in the same event; what comes later makes another.
         if connection.host_event(ready) {
             self.insert(token, connection, now);
         }
