@@ -1,4 +1,6 @@
 use proptest::prelude::*;
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use super::*;
 use crate::devices::vsock::support::{Arena, header, pattern};
@@ -140,6 +142,27 @@ fn descriptors_of_the_wrong_direction_do_not_count() {
         error,
         PacketError::PayloadBeyondChain { available: 0, .. }
     ));
+}
+
+/// Has three bytes for every call.
+struct Trickle;
+
+impl ReadVolatile for Trickle {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        buffer: &mut VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        buffer.subslice(0, 3)?.copy_from(b"abc");
+        Ok(3)
+    }
+}
+
+#[test]
+fn a_short_read_ends_there() {
+    let arena = Arena::new();
+    let (buffer, _) = arena.room(20, &[HEADER_LEN, 10]);
+    // Going on with the next piece would leave a hole in this one.
+    assert_eq!(buffer.payload(20).read_from(&mut Trickle).unwrap(), 3);
 }
 
 proptest! {
