@@ -17,7 +17,7 @@ from .qemu import Qemu
 
 
 class Log:
-    """What a claim did, line by line, kept only when it failed."""
+    """What a claim did, line by line."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -83,13 +83,13 @@ class Suite:
         name, text = outcome.claim.name, log.take()
         folder = self._results / name
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "claim.log").write_text(text)
         with self._lock:
             if outcome.error is None:
                 self.passed.append(outcome)
                 self._say(f"passed  {name} ({outcome.seconds:.1f} s)")
                 return
-            folder.mkdir(parents=True)
-            (folder / "claim.log").write_text(text)
             (folder / "console.log").write_text(machine.console_text())
             self.failed.append(outcome)
             indented = "".join(f"\n    {line}" for line in outcome.error.splitlines()[:40])
