@@ -28,7 +28,7 @@
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
-#include <netinet/in.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SECTOR 512
@@ -183,7 +183,7 @@ static int parallel_sums(int readers, uint64_t want)
 	return bad;
 }
 
-static void disk(void)
+static void disk(int reads_only)
 {
 	uint64_t sum, bytes, again;
 
@@ -193,6 +193,8 @@ static void disk(void)
 	}
 	printf("test: disk bytes=%llu sum=%016llx\n", (unsigned long long)bytes,
 	       (unsigned long long)sum);
+	if (reads_only)
+		return;
 	printf("test: parallel bad=%d\n", parallel_sums(8, sum));
 
 	/* Write it back byte for byte complemented, twice: what is read at the end is what was there. */
@@ -214,7 +216,7 @@ static void disk(void)
 	printf("test: rewritten sum=%016llx\n", (unsigned long long)again);
 }
 
-/* Interrupts of CPU 0 in ten seconds of sleep. The kernel's own timers have had time to settle. */
+/* Interrupts of CPU 0 so far. */
 static unsigned long interrupts(const char *line)
 {
 	char text[512];
@@ -231,14 +233,62 @@ static unsigned long interrupts(const char *line)
 	return count;
 }
 
+/* Every task's wake-ups so far; with "print" those that came since the last call. */
+static void wakeups(int print)
+{
+	static unsigned long before[4096];
+	char path[64], line[256], name[64] = "";
+
+	for (int pid = 1; pid < 4096; pid++) {
+		unsigned long count = 0;
+		FILE *f;
+
+		snprintf(path, sizeof(path), "/proc/%d/status", pid);
+		f = fopen(path, "r");
+		if (!f)
+			continue;
+		while (fgets(line, sizeof(line), f)) {
+			sscanf(line, "Name: %63s", name);
+			sscanf(line, "voluntary_ctxt_switches: %lu", &count);
+		}
+		fclose(f);
+		if (print && count != before[pid])
+			printf("test: idle %s woke %lu times\n", name, count - before[pid]);
+		before[pid] = count;
+	}
+}
+
 static void idle(void)
 {
 	unsigned long before;
 
-	sleep(5);
+	sleep(10);
+	wakeups(0);
 	before = interrupts("LOC");
-	sleep(20);
+	sleep(30);
 	printf("test: idle timer-interrupts=%lu\n", interrupts("LOC") - before);
+	wakeups(1);
+}
+
+/* What starting and ending containers asks of RCU: namespaces and mounts that come and go. */
+static void churn(void)
+{
+	struct timespec from, to;
+
+	mkdir("/m", 0755);
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	for (int i = 0; i < 20; i++) {
+		if (fork() == 0) {
+			unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS);
+			mount("none", "/m", "tmpfs", 0, NULL);
+			umount2("/m", MNT_DETACH);
+			_exit(0);
+		}
+		wait(NULL);
+	}
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	printf("test: churn us=%ld\n", (to.tv_sec - from.tv_sec) * 1000000 +
+					       (to.tv_nsec - from.tv_nsec) / 1000);
 }
 
 static void memory(void)
@@ -286,16 +336,20 @@ int main(void)
 	if (!strcmp(test, "features"))
 		features();
 	else if (!strcmp(test, "disk"))
-		disk();
+		disk(0);
+	else if (!strcmp(test, "read"))
+		disk(1);
 	else if (!strcmp(test, "idle"))
 		idle();
+	else if (!strcmp(test, "churn"))
+		churn();
 	else if (!strcmp(test, "memory"))
 		memory();
 	else if (!strcmp(test, "panic"))
 		_exit(1); /* PID 1 may not: the kernel panics. */
 
 	printf("test: done\n");
-	if (strstr(test, "stay") || !strcmp(test, "disk"))
+	if (!strcmp(test, "stay") || !strcmp(test, "disk") || !strcmp(test, "read"))
 		for (;;)
 			pause();
 	sync();

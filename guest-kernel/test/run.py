@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -40,17 +41,34 @@ def fnv1a(data):
     return total
 
 
+def gaps(kernel):
+    """Page ranges (base, size) between the segments of an ELF kernel; the kernel frees them at boot."""
+    elf = Path(kernel).read_bytes()
+    (table,), (count,) = struct.unpack_from("<Q", elf, 32), struct.unpack_from("<H", elf, 56)
+    headers = [struct.unpack_from("<IIQQQQQQ", elf, table + 56 * i) for i in range(count)]
+    loads = sorted((h[4], h[4] + h[6]) for h in headers if h[0] == 1)
+    pairs = [(-(-end // 4096) * 4096, start) for (_, end), (start, _) in zip(loads, loads[1:])]
+    found = [(end, start - end) for end, start in pairs if start - end >= 256 << 10]
+    assert found, "no gap between the segments"
+    return found
+
+
 class Machine:
     """One QEMU microvm without ACPI and PCI: PIC, IOAPIC, PIT, one 16550, MP table, virtio-mmio."""
 
     def __init__(self, setup, test, words, extra=(), memory="128M", cpus=1):
         self.setup = setup
-        self.directory = tempfile.TemporaryDirectory(prefix="guest-kernel-")
+        # In memory: a disk's file system may allocate more than the page that was touched.
+        self.directory = tempfile.TemporaryDirectory(prefix="guest-kernel-", dir="/dev/shm")
         self.console = Path(self.directory.name, "console")
         self.monitor = Path(self.directory.name, "monitor")
         command = [setup.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-M", "microvm,acpi=off,rtc=off,isa-serial=on", "-accel", "tcg", "-cpu", "max"]
         command += ["-m", memory, "-smp", str(cpus), "-global", "virtio-mmio.force-legacy=false"]
+        # Guest RAM is a sparse file: its blocks are the pages that anybody ever touched.
+        self.ram = Path(self.directory.name, "ram")
+        ram = f"memory-backend-file,id=ram,size={memory},share=on,mem-path={self.ram}"
+        command += ["-object", ram, "-machine", "memory-backend=ram"]
         command += ["-serial", f"file:{self.console}", "-qmp", f"unix:{self.monitor},server,nowait"]
         command += ["-device", "isa-debug-exit,iobase=0x600,iosize=4"]
         command += ["-kernel", setup.kernel, "-initrd", setup.initrd]
@@ -86,6 +104,20 @@ class Machine:
                 break
             time.sleep(0.1)
         raise AssertionError(f"console never said {pattern!r}:\n{self.output()}")
+
+    def touched(self, base, size):
+        """How many bytes of guest-physical memory from base on have ever been touched."""
+        total, at, end = 0, base, base + size
+        with open(self.ram, "rb") as ram:
+            while at < end:
+                try:
+                    start = os.lseek(ram.fileno(), at, os.SEEK_DATA)
+                except OSError:  # no data behind this point
+                    break
+                stop = os.lseek(ram.fileno(), start, os.SEEK_HOLE)
+                total += max(0, min(stop, end) - start)
+                at = stop
+        return total
 
     def ask(self, command, **arguments):
         """One QMP command in a connection of its own."""
@@ -159,7 +191,7 @@ def quiet_by_default(setup):
         machine.ended()
         # QEMU's emulation has no kvm-clock, hence no wall clock; the last word is always printed.
         expected = {"", "Unable to read current time from RTC", "reboot: Power down"}
-        lines = (line.strip() for line in machine.output().splitlines())
+        lines = (re.sub(r"^\[ *[0-9.]+\] ", "", line.strip()) for line in machine.output().splitlines())
         other = [line for line in lines if line not in expected and not line.startswith("test:")]
         assert not other, f"unexpected lines on the console: {other}"
 
@@ -183,7 +215,7 @@ def in_window(address, length=1):
 def rings_and_data_are_in_the_window(setup):
     # Without indirect descriptors the ring itself still names every buffer of the last requests.
     drive = setup.drive("iommu_platform=on", "indirect_desc=off")
-    with Machine(setup, "disk", [EXIT, WINDOW], drive) as machine:
+    with Machine(setup, "disk", [EXIT, WINDOW, "swiotlb=noforce"], drive) as machine:
         machine.said("test: done", 240)
         machine.ask("stop")
         total = f"{fnv1a(setup.content):016x}"
@@ -206,6 +238,29 @@ def rings_and_data_are_in_the_window(setup):
         copy = Path(machine.directory.name, "window")
         machine.ask("pmemsave", val=WINDOW_BASE, size=WINDOW_SIZE, filename=str(copy))
         assert setup.content[:4096] in copy.read_bytes(), "no disk data in the window"
+
+
+def unused_window_stays_untouched(setup):
+    with Machine(setup, "stay", [EXIT, WINDOW], setup.drive("iommu_platform=on")) as machine:
+        machine.said("test: done")
+        touched = machine.touched(WINDOW_BASE, WINDOW_SIZE)
+        assert 0 < touched <= 128 << 10, f"{touched >> 10} KiB of the window touched at boot"
+
+
+def one_reader_stays_low_in_the_window(setup):
+    with Machine(setup, "read", [EXIT, WINDOW], setup.drive("iommu_platform=on")) as machine:
+        machine.said(f"disk bytes={DISK_BYTES} sum={fnv1a(setup.content):016x}")
+        touched = machine.touched(WINDOW_BASE, WINDOW_SIZE)
+        # One request of 1 MiB at a time: itself, its descriptors, the ring.
+        assert touched <= 1280 << 10, f"{touched >> 10} KiB of the window touched by one reader"
+
+
+def memory_between_sections_stays_untouched(setup):
+    with Machine(setup, "stay", [EXIT, WINDOW]) as machine:
+        machine.said("test: done")
+        for base, size in gaps(setup.kernel):
+            touched = machine.touched(base, size)
+            assert touched <= size // 2, f"{touched >> 10} of {size >> 10} KiB touched at {base:#x}"
 
 
 def ordinary_devices_leave_the_window_alone(setup):
@@ -237,6 +292,8 @@ def bad_windows_are_refused(setup):
 TESTS = [boots_and_powers_off, restart_is_told, halt_ends_the_machine, panic_is_told_after_its_message,
          early_panic_is_told, without_exit_port_a_restart_still_resets, quiet_by_default,
          all_features_with_four_cpus, sixteen_cpus, rings_and_data_are_in_the_window,
+         unused_window_stays_untouched, one_reader_stays_low_in_the_window,
+         memory_between_sections_stays_untouched,
          ordinary_devices_leave_the_window_alone, window_device_without_window_fails_by_name,
          bad_windows_are_refused]
 
