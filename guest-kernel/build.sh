@@ -117,6 +117,8 @@ compile() {
 
 build() {
     local work=$cache/work-$result part started=$SECONDS
+    # What an interrupted or failed build of something else left.
+    find "$cache" -maxdepth 1 -name 'work-*' ! -name "work-$result" -exec rm -rf {} +
     mkdir -p "$work"
     "$here/config.sh" "$tree" "$work" "$here"/config/*.config
     if $config_only; then
