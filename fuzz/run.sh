@@ -26,7 +26,9 @@ else
     export RUSTC_BOOTSTRAP=1
 fi
 echo "fuzz: building with $(rustc --version)"
-cargo fuzz build --fuzz-dir . --target x86_64-unknown-linux-gnu
+for target in "${targets[@]}"; do
+    cargo fuzz build --fuzz-dir . --target x86_64-unknown-linux-gnu "$target"
+done
 
 fuzz_one() {
     local target=$1 seconds=$2 log=target/$1.log status=0
