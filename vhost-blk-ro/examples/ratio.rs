@@ -1,15 +1,16 @@
 //! Two vhost-user-blk backends over the same image, measured in turns by the same front end:
 //!
 //! ```text
-//! cargo run --release -p vhost-blk-ro --example ratio -- OURS.sock THEIRS.sock [ROUNDS]
+//! cargo run --release -p vhost-blk-ro --example ratio -- OURS.sock THEIRS.sock [ROUNDS [IMAGE]]
 //! ```
 //!
 //! Prints one JSON object: median requests or MiB per second of each, and the first over the second.
-//! The front end sleeps on its interrupt as a guest would; guest memory is a sealed memfd.
+//! With IMAGE, its pages are dropped from the cache before each turn. The front end sleeps on its interrupt as a guest would; guest memory is a sealed memfd.
 
 #[path = "../tests/front_end/driver.rs"]
 mod driver;
 
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -57,10 +58,11 @@ const LOADS: [Load; 4] = [
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let (ours, theirs, rounds) = match &args[..] {
-        [ours, theirs] => (ours, theirs, 9),
-        [ours, theirs, rounds] => (ours, theirs, rounds.parse()?),
-        _ => return Err("usage: ratio OURS.sock THEIRS.sock [ROUNDS]".into()),
+    let (ours, theirs, rounds, image) = match &args[..] {
+        [ours, theirs] => (ours, theirs, 9, None),
+        [ours, theirs, rounds] => (ours, theirs, rounds.parse()?, None),
+        [ours, theirs, rounds, image] => (ours, theirs, rounds.parse()?, Some(File::open(image)?)),
+        _ => return Err("usage: ratio OURS.sock THEIRS.sock [ROUNDS [IMAGE]]".into()),
     };
     let setup = Setup {
         memory_bytes: MEMORY,
@@ -75,6 +77,9 @@ fn main() -> Result<()> {
         let mut results = [Vec::new(), Vec::new()];
         for _ in 0..rounds {
             for (device, results) in devices.iter_mut().zip(&mut results) {
+                if let Some(image) = &image {
+                    rustix::fs::fadvise(image, 0, None, rustix::fs::Advice::DontNeed)?;
+                }
                 results.push(turn(device, load)?);
             }
         }

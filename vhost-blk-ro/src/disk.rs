@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
+use vm_memory::GuestMemoryMmap;
+
 use crate::image::Image;
+use crate::iov::{self, Span, Wait};
 use crate::scratch::Layer;
 
 /// Bytes in a sector: the unit of every address on the wire, whatever the block size (virtio 1.2
@@ -47,7 +50,7 @@ impl Capacity {
     }
 }
 
-/// A run of whole sectors known to lie on the disk.
+/// A run of bytes known to lie on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     offset: u64,
@@ -62,6 +65,23 @@ impl Extent {
 
     pub fn bytes(self) -> u64 {
         self.bytes
+    }
+
+    /// Without its first `bytes`, as far as it has that many.
+    pub fn after(self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        Self {
+            offset: self.offset + bytes,
+            bytes: self.bytes - bytes,
+        }
+    }
+
+    /// Only its first `bytes`.
+    pub fn first(self, bytes: u64) -> Self {
+        Self {
+            bytes: bytes.min(self.bytes),
+            ..self
+        }
     }
 }
 
@@ -110,6 +130,20 @@ impl Disk {
         match self {
             Self::Image(image) => image.tells_misses(),
             Self::Layer(layer) => layer.tells_misses(),
+        }
+    }
+
+    /// Reads `extent` into `span`; the count is short as [`iov::read`] says.
+    pub fn read(
+        &self,
+        extent: Extent,
+        memory: &GuestMemoryMmap,
+        span: Span<'_>,
+        wait: Wait,
+    ) -> Result<u64, iov::Error> {
+        match self {
+            Self::Image(image) => image.read(extent, memory, span, wait),
+            Self::Layer(layer) => layer.read(extent, memory, span, wait),
         }
     }
 

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use crate::disk::{Disk, Extent, SECTOR_BYTES, Sector, Serial};
 use crate::image::Image;
-use crate::iov::{self, Segment, Sync, Wait, advance};
+use crate::iov::{self, Segment, Span, Sync, Wait, advance};
 use crate::request::{self, Range, Refusal, Request, Status};
 use crate::scratch::{Flush, Layer};
 
@@ -23,6 +23,8 @@ pub enum Failure {
     OutOfRange { sector: u64, bytes: u64 },
     #[error("the disk is read-only")]
     ReadOnly,
+    #[error("discard and write-zeroes are not offered for a read-only disk")]
+    NotOffered,
     #[error("the file behind the disk is shorter than it was")]
     Shrunk,
     #[error("the host failed")]
@@ -33,6 +35,7 @@ impl Failure {
     pub fn status(&self) -> Status {
         match self {
             Self::Refused(refusal) => refusal.status(),
+            Self::NotOffered => Status::Unsupported,
             _ => Status::IoError,
         }
     }
@@ -68,7 +71,7 @@ pub fn execute(
     disk: &Disk,
     memory: &GuestMemoryMmap,
     context: &Context,
-    on_miss: Option<&mut dyn FnMut()>,
+    on_miss: &mut dyn FnMut(),
 ) -> Result<u64, Failure> {
     match *request {
         Request::Read {
@@ -102,9 +105,16 @@ pub fn execute(
             Ok(bytes as u64)
         }
         Request::Discard { ranges } => {
-            each_range(disk, ranges, |layer, extent, _| layer.discard(extent))
+            each_range(disk, ranges, |layer, extent, _| layer.discard(extent))?;
+            Ok(0)
         }
-        Request::WriteZeroes { ranges } => each_range(disk, ranges, Layer::write_zeroes),
+        Request::WriteZeroes { ranges } => {
+            let layer = each_range(disk, ranges, Layer::write_zeroes)?;
+            if context.write_through {
+                layer.flush()?;
+            }
+            Ok(0)
+        }
     }
 }
 
@@ -124,26 +134,22 @@ fn writable(disk: &Disk) -> Result<&Layer, Failure> {
 }
 
 /// All ranges are checked before the first one changes anything.
-fn each_range(
-    disk: &Disk,
+fn each_range<'a>(
+    disk: &'a Disk,
     ranges: &[Range],
     act: impl Fn(&Layer, Extent, bool) -> io::Result<()>,
-) -> Result<u64, Failure> {
+) -> Result<&'a Layer, Failure> {
     let Disk::Layer(layer) = disk else {
-        // The feature was not offered, so the type does not exist on this disk.
-        return Err(Failure::Refused(Refusal::UnknownType(0)));
+        return Err(Failure::NotOffered);
     };
     for range in ranges {
         locate(disk, range.sector, range.bytes())?;
     }
     for range in ranges {
-        act(
-            layer,
-            locate(disk, range.sector, range.bytes())?,
-            range.unmap,
-        )?;
+        let extent = locate(disk, range.sector, range.bytes())?;
+        act(layer, extent, range.unmap)?;
     }
-    Ok(0)
+    Ok(layer)
 }
 
 fn read(
@@ -151,21 +157,33 @@ fn read(
     extent: Extent,
     memory: &GuestMemoryMmap,
     into: &[Segment],
-    on_miss: Option<&mut dyn FnMut()>,
+    on_miss: &mut dyn FnMut(),
 ) -> Result<(), Failure> {
-    let read = |wait| match disk {
-        Disk::Image(image) => image.read(extent, memory, into, wait),
-        Disk::Layer(layer) => layer.read(extent, memory, into, wait),
+    let copy = |done: u64, wait| {
+        let rest = extent.after(done);
+        let span = Span {
+            segments: into,
+            skip: done,
+            bytes: rest.bytes(),
+        };
+        disk.read(rest, memory, span, wait)
     };
-    if let Some(on_miss) = on_miss {
-        match read(Wait::No) {
-            Ok(n) if n == extent.bytes() => return Ok(()),
+    let mut done = 0;
+    if disk.tells_misses() {
+        done = match copy(0, Wait::No) {
+            Ok(done) => done,
             Err(iov::Error::OutsideMemory) => return Err(Refusal::OutsideMemory.into()),
-            // Not (all) in the page cache, or a file system that cannot say.
-            Ok(_) | Err(iov::Error::Io(_)) => on_miss(),
+            // Nothing of it in the page cache; a real error comes again below.
+            Err(iov::Error::Io(_)) => 0,
+        };
+        if done == extent.bytes() {
+            return Ok(());
         }
+        // All of it at once: the kernel's own read-ahead would go in steps of 128 KiB.
+        disk.prefetch(extent.after(done));
+        on_miss();
     }
-    let done = read(Wait::Yes)?;
+    done += copy(done, Wait::Yes)?;
     if done == extent.bytes() {
         return Ok(());
     }

@@ -15,7 +15,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use crate::disk::{Capacity, Extent};
-use crate::iov::{self, Segment, Wait};
+use crate::iov::{self, Span, Wait};
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -148,10 +148,10 @@ impl Image {
         &self,
         extent: Extent,
         memory: &GuestMemoryMmap,
-        segments: &[Segment],
+        span: Span<'_>,
         wait: Wait,
     ) -> Result<u64, iov::Error> {
-        iov::read(self.source.file(), extent.offset(), memory, segments, wait)
+        iov::read(self.source.file(), extent.offset(), memory, span, wait)
     }
 
     /// Starts reading `extent` into the page cache without waiting for it.

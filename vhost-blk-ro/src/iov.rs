@@ -30,6 +30,24 @@ pub enum Error {
     Io(#[source] io::Error),
 }
 
+/// The `bytes` of a stream of segments that come after its first `skip`.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'a> {
+    pub segments: &'a [Segment],
+    pub skip: u64,
+    pub bytes: u64,
+}
+
+impl<'a> Span<'a> {
+    pub fn whole(segments: &'a [Segment]) -> Self {
+        Self {
+            segments,
+            skip: 0,
+            bytes: segments.iter().map(|s| u64::from(s.len)).sum(),
+        }
+    }
+}
+
 /// Vectors per system call. A longer request takes several calls; the array lives on the stack.
 const VECTORS: usize = 64;
 
@@ -42,20 +60,20 @@ pub enum Wait {
     No,
 }
 
-/// Reads from `offset` on into `segments`. The count is short only at the end of the file or where
+/// Reads from `offset` on into `span`. The count is short only at the end of the file or where
 /// `wait` said to stop.
 pub fn read(
     file: &File,
     offset: u64,
     memory: &GuestMemoryMmap,
-    segments: &[Segment],
+    span: Span<'_>,
     wait: Wait,
 ) -> Result<u64, Error> {
     let flags = match wait {
         Wait::Yes => 0,
         Wait::No => libc::RWF_NOWAIT,
     };
-    transfer(memory, Cursor::new(segments), offset, |vectors, at| {
+    transfer(memory, Cursor::new(span), offset, |vectors, at| {
         // SAFETY: the vectors point into mappings that `memory` keeps alive for the whole call and
         // were bounds-checked by `gather`; the kernel writes at most their lengths. Guest memory is
         // shared with the guest by nature, no Rust reference to it exists.
@@ -92,8 +110,8 @@ pub fn write(
         Sync::No => 0,
         Sync::Data => libc::RWF_DSYNC,
     };
-    let wanted: u64 = segments.iter().map(|s| u64::from(s.len)).sum();
-    let done = transfer(memory, Cursor::new(segments), offset, |vectors, at| {
+    let span = Span::whole(segments);
+    let done = transfer(memory, Cursor::new(span), offset, |vectors, at| {
         // SAFETY: as in `read`; the kernel only reads through these vectors.
         unsafe {
             libc::pwritev2(
@@ -105,7 +123,7 @@ pub fn write(
             )
         }
     })?;
-    if done < wanted {
+    if done < span.bytes {
         return Err(Error::Io(io::ErrorKind::WriteZero.into()));
     }
     Ok(())
@@ -128,23 +146,34 @@ pub fn advance(segments: &mut [Segment], mut bytes: u64) -> &mut [Segment] {
     &mut segments[first..]
 }
 
-/// Where a transfer stands: which segment, and how far into it.
+/// Where a transfer stands: which segment, how far into it, and how much is left in all.
 #[derive(Clone, Copy)]
 struct Cursor<'a> {
     segments: &'a [Segment],
     skip: u32,
+    left: u64,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(segments: &'a [Segment]) -> Self {
-        Self { segments, skip: 0 }
+    fn new(span: Span<'a>) -> Self {
+        let mut cursor = Self {
+            segments: span.segments,
+            skip: 0,
+            left: u64::MAX,
+        };
+        cursor.advance(span.skip);
+        Self {
+            left: span.bytes,
+            ..cursor
+        }
     }
 
-    fn advance(&mut self, mut bytes: usize) {
+    fn advance(&mut self, mut bytes: u64) {
+        self.left -= bytes;
         while let Some((first, rest)) = self.segments.split_first() {
             let left = first.len - self.skip;
             let step = u32::try_from(bytes).map_or(left, |b| b.min(left));
-            bytes -= step as usize;
+            bytes -= u64::from(step);
             self.skip += step;
             if self.skip < first.len {
                 return;
@@ -184,7 +213,7 @@ fn transfer(
             Ok(0) => return Ok(done),
             Ok(n) => {
                 done += n as u64;
-                cursor.advance(n);
+                cursor.advance(n as u64);
             }
             Err(_) => {
                 let error = io::Error::last_os_error();
@@ -204,15 +233,21 @@ fn gather(
     cursor: Cursor<'_>,
     vectors: &mut [libc::iovec; VECTORS],
 ) -> Result<(usize, usize), Error> {
-    let (mut used, mut bytes, mut skip) = (0, 0usize, cursor.skip);
+    let (mut used, mut bytes, mut skip, mut left) = (0, 0usize, cursor.skip, cursor.left);
     for segment in cursor.segments {
+        if left == 0 {
+            break;
+        }
         let addr = segment
             .addr
             .0
             .checked_add(u64::from(skip))
             .ok_or(Error::OutsideMemory)?;
+        let len = u64::from(segment.len - skip).min(left);
+        left -= len;
+        let len = usize::try_from(len).map_err(|_| Error::OutsideMemory)?;
         // One segment may span two adjacent regions, hence slices in the plural.
-        for slice in memory.get_slices(GuestAddress(addr), (segment.len - skip) as usize) {
+        for slice in memory.get_slices(GuestAddress(addr), len) {
             if used == VECTORS {
                 return Ok((used, bytes));
             }
@@ -235,102 +270,4 @@ fn count(vectors: &[libc::iovec]) -> libc::c_int {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Seek, Write};
-
-    use vm_memory::Bytes;
-
-    use super::*;
-
-    fn segment(addr: u64, len: u32) -> Segment {
-        Segment {
-            addr: GuestAddress(addr),
-            len,
-        }
-    }
-
-    fn memory() -> GuestMemoryMmap {
-        // Two adjacent regions, then a hole.
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x40000)])
-            .unwrap()
-    }
-
-    #[test]
-    fn any_split_reads_the_same_bytes() {
-        let data: Vec<u8> = (0..0x4000u32).map(|i| (i * 7 % 251) as u8).collect();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&data).unwrap();
-        let memory = memory();
-        // 200 segments: more than one call's worth; the first spans both regions.
-        let mut segments = vec![segment(0xf80, 0x100)];
-        segments.extend((0..199).map(|i| segment(0x4000 + i * 0x80, 0x40)));
-        let n = read(&file, 3, &memory, &segments, Wait::Yes).unwrap();
-        assert_eq!(n, 0x100 + 199 * 0x40);
-        let mut seen = Vec::new();
-        for s in &segments {
-            let mut piece = vec![0; s.len as usize];
-            memory.read_slice(&mut piece, s.addr).unwrap();
-            seen.extend(piece);
-        }
-        assert_eq!(seen, data[3..3 + seen.len()]);
-    }
-
-    #[test]
-    fn the_end_of_the_file_is_a_short_count() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[1; 100]).unwrap();
-        assert_eq!(
-            read(&file, 60, &memory(), &[segment(0, 512)], Wait::Yes).unwrap(),
-            40
-        );
-        assert_eq!(
-            read(&file, 100, &memory(), &[segment(0, 512)], Wait::Yes).unwrap(),
-            0
-        );
-    }
-
-    #[test]
-    fn outside_the_memory_is_refused() {
-        let file = tempfile::tempfile().unwrap();
-        for bad in [
-            segment(0x40fff, 2),
-            segment(u64::MAX, 2),
-            segment(1 << 40, 1),
-        ] {
-            let error = write(&file, 0, &memory(), &[segment(0, 16), bad], Sync::No);
-            assert!(matches!(error, Err(Error::OutsideMemory)), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn writes_arrive_whole() {
-        let memory = memory();
-        memory
-            .write_slice(b"hello world", GuestAddress(0xffa))
-            .unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        let pieces = [segment(0xffa, 3), segment(0xffd, 8)];
-        write(&file, 5, &memory, &pieces, Sync::Data).unwrap();
-        let mut text = Vec::new();
-        file.rewind().unwrap();
-        file.read_to_end(&mut text).unwrap();
-        assert_eq!(text, b"\0\0\0\0\0hello world");
-    }
-
-    #[test]
-    fn a_read_only_file_cannot_be_written() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let file = File::open(file.path()).unwrap();
-        let error = write(&file, 0, &memory(), &[segment(0, 16)], Sync::No);
-        assert!(matches!(error, Err(Error::Io(_))));
-    }
-
-    #[test]
-    fn advance_skips_across_segments() {
-        let mut list = [segment(0, 10), segment(100, 10), segment(200, 10)];
-        assert_eq!(advance(&mut list, 16), [segment(106, 4), segment(200, 10)]);
-        assert!(advance(&mut list, 1000).is_empty());
-        let mut list = [segment(0, 16), segment(100, 10)];
-        assert_eq!(advance(&mut list, 16), [segment(100, 10)]);
-    }
-}
+mod tests;

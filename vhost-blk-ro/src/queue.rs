@@ -92,6 +92,13 @@ impl Drop for Inflight {
     }
 }
 
+/// What requests are executed against.
+#[derive(Debug)]
+pub struct Work<'a> {
+    pub disk: &'a Disk,
+    pub context: Context,
+}
+
 /// Everything a queue's thread keeps between batches.
 #[derive(Debug, Default)]
 pub struct Drain {
@@ -106,7 +113,7 @@ impl Drain {
         &mut self,
         queue: &mut Queue,
         memory: &GuestMemoryMmap,
-        (disk, context): (&Disk, &Context),
+        work: &Work<'_>,
         call: Option<&File>,
     ) -> Result<Progress, Error> {
         let (mut requests, mut bytes) = (0, 0);
@@ -114,7 +121,7 @@ impl Drain {
             if requests == BATCH_REQUESTS || bytes >= BATCH_BYTES {
                 break Ok(Progress::More);
             }
-            match self.one(queue, memory, disk, context) {
+            match self.one(queue, memory, work) {
                 Ok(None) => break Ok(Progress::Drained),
                 Ok(Some(moved)) => {
                     requests += 1;
@@ -134,8 +141,7 @@ impl Drain {
         &mut self,
         queue: &mut Queue,
         memory: &GuestMemoryMmap,
-        disk: &Disk,
-        context: &Context,
+        work: &Work<'_>,
     ) -> Result<Option<u64>, Error> {
         let Some(chain) = next_chain(queue, memory)? else {
             return Ok(None);
@@ -149,16 +155,11 @@ impl Drain {
             }
         };
         let ahead = &mut self.ahead;
-        let mut on_miss = || look_ahead(queue, memory, disk, ahead);
+        let mut on_miss = || look_ahead(queue, memory, work.disk, ahead);
         let outcome = match &parsed.request {
             Ok(request) => {
                 self.stats.count(request);
-                let on_miss: Option<&mut dyn FnMut()> = if disk.tells_misses() {
-                    Some(&mut on_miss)
-                } else {
-                    None
-                };
-                execute(request, disk, memory, context, on_miss)
+                execute(request, work.disk, memory, &work.context, &mut on_miss)
             }
             Err(refusal) => Err(Failure::Refused(*refusal)),
         };

@@ -21,7 +21,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::disk::{Capacity, Extent};
 use crate::image::{self, Source};
-use crate::iov::{self, Segment, Sync, Wait};
+use crate::iov::{self, Segment, Span, Sync, Wait};
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -150,10 +150,10 @@ impl Layer {
         &self,
         extent: Extent,
         memory: &GuestMemoryMmap,
-        segments: &[Segment],
+        span: Span<'_>,
         wait: Wait,
     ) -> Result<u64, iov::Error> {
-        iov::read(&self.file, extent.offset(), memory, segments, wait)
+        iov::read(&self.file, extent.offset(), memory, span, wait)
     }
 
     /// Starts reading `extent` into the page cache without waiting for it.

@@ -41,15 +41,12 @@ impl Bench {
     }
 
     fn layer(&self, flush: Flush) -> Disk {
-        Disk::Layer(
-            Template::new(self.source("even"), self.dir.path(), flush)
-                .layer()
-                .unwrap(),
-        )
+        let template = Template::new(self.source("even"), self.dir.path(), flush);
+        Disk::Layer(template.layer().unwrap())
     }
 
     fn run(&self, disk: &Disk, request: &Request<'_>) -> Result<u64, Failure> {
-        execute(request, disk, &self.memory, &self.context, None)
+        execute(request, disk, &self.memory, &self.context, &mut || {})
     }
 
     fn bytes(&self, len: usize) -> Vec<u8> {
@@ -142,7 +139,8 @@ fn a_layer_takes_every_request() {
             write_through,
             ..bench.context
         };
-        let run = |request: &Request<'_>| execute(request, &layer, &bench.memory, &context, None);
+        let run =
+            |request: &Request<'_>| execute(request, &layer, &bench.memory, &context, &mut || {});
         bench.memory.write_slice(&[9; 1024], AT).unwrap();
         let write = Request::Write {
             sector: Sector(1),
@@ -237,7 +235,12 @@ fn a_miss_is_announced_once_and_read_anyway() {
     rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     // Some file systems keep everything in memory; then there is no miss to see.
     let evicted = inner
-        .read(extent(&image), &bench.memory, &segments(512), Wait::No)
+        .read(
+            extent(&image),
+            &bench.memory,
+            Span::whole(&segments(512)),
+            Wait::No,
+        )
         .is_err();
     let misses = Cell::new(0);
     let mut on_miss = || misses.set(misses.get() + 1);
@@ -247,8 +250,14 @@ fn a_miss_is_announced_once_and_read_anyway() {
         into: &segments(4096),
     };
     for _ in 0..2 {
-        let hook: Option<&mut dyn FnMut()> = Some(&mut on_miss);
-        execute(&request, &image, &bench.memory, &bench.context, hook).unwrap();
+        execute(
+            &request,
+            &image,
+            &bench.memory,
+            &bench.context,
+            &mut on_miss,
+        )
+        .unwrap();
         assert_eq!(bench.bytes(4096), [5; 4096]);
         assert_eq!(misses.get(), u32::from(evicted));
     }

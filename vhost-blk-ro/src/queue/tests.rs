@@ -45,7 +45,11 @@ impl Bench {
     }
 
     fn batch(&self, queue: &mut Queue, call: Option<&File>) -> Result<Progress, Error> {
-        Drain::default().batch(queue, &self.memory, (&self.disk, &self.context), call)
+        let work = Work {
+            disk: &self.disk,
+            context: self.context,
+        };
+        Drain::default().batch(queue, &self.memory, &work, call)
     }
 }
 

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::*;
 

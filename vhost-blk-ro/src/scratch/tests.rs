@@ -39,7 +39,12 @@ fn segments(bytes: u64) -> [Segment; 1] {
 fn read(layer: &Layer, extent: Extent) -> Vec<u8> {
     let memory = memory();
     let n = layer
-        .read(extent, &memory, &segments(extent.bytes()), Wait::Yes)
+        .read(
+            extent,
+            &memory,
+            Span::whole(&segments(extent.bytes())),
+            Wait::Yes,
+        )
         .unwrap();
     assert_eq!(n, extent.bytes());
     let mut out = vec![0; usize::try_from(n).unwrap()];

@@ -16,7 +16,7 @@ use super::ring::{Ring, SharedRing, Wake};
 use super::{End, Options};
 use crate::disk::Disk;
 use crate::execute::Context;
-use crate::queue::{self, Drain, Progress};
+use crate::queue::{self, Drain, Progress, Work};
 use crate::stats::Stats;
 
 pub(super) type Endpoint = BackendReqHandler<Mutex<Control>>;
@@ -126,8 +126,11 @@ impl<'a> Worker<'a> {
             write_through: *write_through,
         };
         queue::kicks_off(queue, memory)?;
-        let work = (self.disk.as_ref(), &context);
-        if self.drain.batch(queue, memory, work, call.as_ref())? == Progress::More {
+        let work = Work {
+            disk: self.disk,
+            context,
+        };
+        if self.drain.batch(queue, memory, &work, call.as_ref())? == Progress::More {
             return Ok(Next::Continue);
         }
         if self.poll.look(|| queue::has_work(queue, memory))? {
