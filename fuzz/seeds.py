@@ -128,6 +128,8 @@ def ranges(*pieces):
 IMAGE, LAYER = 0x20 | 5, 0x20 | 8 | 5
 save("blk_request", "read", bytes([IMAGE]) + request(IN, 3, segments((0, 1)))
      + request(IN, 70, segments((4, 2), (8, 1)), indirect=1) + request(IN, 78, segments((0, 1))))
+save("blk_request", "read-cold", bytes([IMAGE | 64]) + b"".join(
+    request(IN, n, segments((n, 1)), drain=0) for n in range(6)) + request(FLUSH, 0, segments()))
 save("blk_request", "write", bytes([LAYER]) + request(OUT, 3, segments((0, 1)))
      + request(OUT, 9, segments((0, 1), (90, 4)), header_cut=205) + request(FLUSH, 0, segments())
      + request(IN, 3, segments((60, 1))))

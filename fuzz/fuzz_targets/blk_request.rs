@@ -7,15 +7,17 @@
 #![no_main]
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use rundlet_fuzz::{INDIRECT, Input, NEXT, Ring, WRITE, describe_at, poke};
+use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
 use vhost_blk_ro::disk::{Disk, Serial};
 use vhost_blk_ro::execute::Context;
 use vhost_blk_ro::image::{Image, Source};
-use vhost_blk_ro::queue::{Drain, Progress};
+use vhost_blk_ro::queue::{Drain, Progress, Work};
 use vhost_blk_ro::scratch::{Flush, Template};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -37,6 +39,7 @@ struct Bench {
     image: Disk,
     layer: Disk,
     content: Vec<u8>,
+    file: File,
     folder: TempDir,
 }
 
@@ -46,6 +49,9 @@ impl Bench {
         let path = folder.path().join("image");
         let content: Vec<u8> = (0..IMAGE_BYTES).map(|i| (i / 7) as u8).collect();
         std::fs::write(&path, &content).expect("space for an image");
+        let file = File::open(&path).expect("the file just written");
+        // Only clean pages can be dropped.
+        file.sync_all().expect("a disk that works");
         let source = || Source::open(&path).expect("the file just written");
         let template = Template::new(source(), folder.path(), Flush::Volatile);
         Self {
@@ -54,6 +60,7 @@ impl Bench {
             image: Disk::Image(Arc::new(Image::new(source()))),
             layer: Disk::Layer(template.layer().expect("a layer")),
             content,
+            file,
             folder,
         }
     }
@@ -71,6 +78,11 @@ impl Bench {
             serial: Serial::new("fuzz").expect("a serial"),
             write_through: shape & 16 != 0,
         };
+        let work = Work { disk, context };
+        if shape & 64 != 0 {
+            // Reads wait for the medium, and look ahead.
+            let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        }
         let ring = Ring::new(&self.memory, RING, size);
         let mut queue = ring.queue(128, shape & 32 != 0);
         poke(&self.memory, CANARY, &CANARY_BYTES);
@@ -92,7 +104,7 @@ impl Bench {
             if input.u8() & 3 != 0 {
                 loop {
                     let before = driver.ring.used_index();
-                    match drain.batch(&mut queue, &self.memory, (disk, &context), None) {
+                    match drain.batch(&mut queue, &self.memory, &work, None) {
                         Ok(Progress::Drained) => break,
                         Ok(Progress::More) => {
                             assert_ne!(driver.ring.used_index(), before, "no progress");

@@ -142,6 +142,8 @@ struct Guest<'a> {
     rings: [Ring; 3],
     rx_slot: u16,
     tx_slot: u16,
+    /// The rings are as a driver keeps them.
+    honest: bool,
     /// Programs on the host: those that dialled, then those that were dialled.
     hosts: Vec<UnixStream>,
     /// Ports of the last connections asked for by the host.
@@ -170,6 +172,7 @@ impl<'a> Guest<'a> {
             rings,
             rx_slot: 0,
             tx_slot: 0,
+            honest: true,
             hosts: Vec::new(),
             dialled: VecDeque::new(),
             got: 0,
@@ -200,16 +203,12 @@ impl<'a> Guest<'a> {
             83..=87 => self.host_ends(input),
             88..=90 => self.accept(),
             91..=99 => self.ready(TOKENS[usize::from(input.u8() % 4)]),
-            100 => self.descriptor(input),
-            101 => self.rings[usize::from(input.u8() % 3)].publish(input.u16()),
-            102 => self.rings[usize::from(input.u8() % 3)].post(input.u16()),
-            103 => {
-                let at = 0x1000 + u64::from(input.u16()) % 0xb000;
-                poke(&self.bench.memory, at, input.bytes(8));
-            }
+            100..=103 => self.mischief(action & 3, input),
             104 => {
                 self.hosts.clear();
                 self.rings = self.bench.start(input.u8() & 1 != 0);
+                self.honest = true;
+                self.rx_slot = 0;
             }
             _ => {}
         }
@@ -242,7 +241,7 @@ impl<'a> Guest<'a> {
             .expect("within memory");
         let header = Header::decode(&bytes);
         // With its rings or descriptors overwritten, a guest reads what it wrote itself.
-        if self.rings_intact() {
+        if self.honest {
             assert_eq!(used, header.len + 44);
             assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, CID));
             let op = Op::from_wire(header.op).expect("an operation");
@@ -255,13 +254,9 @@ impl<'a> Guest<'a> {
         }
     }
 
-    fn rings_intact(&self) -> bool {
-        self.rings[RX].outstanding() <= SIZE && self.rx_slot != u16::MAX
-    }
-
     /// Offers one receive buffer.
     fn buffer(&mut self, room: u32) {
-        if self.rings[RX].outstanding() >= SIZE || self.rx_slot == u16::MAX {
+        if self.rings[RX].outstanding() >= SIZE {
             return;
         }
         let slot = self.rx_slot % SIZE;
@@ -334,14 +329,24 @@ impl<'a> Guest<'a> {
         ring.post(head);
     }
 
-    /// A descriptor of any kind in any table. What the receive ring offers is no longer known then.
-    fn descriptor(&mut self, input: &mut Input<'_>) {
-        let ring = usize::from(input.u8() % 3);
-        let index = input.u16();
-        let (addr, len) = (input.mostly(TX_BUFFERS), input.mostly(44) as u32);
-        self.rings[ring].describe(index, addr, len, input.u16(), input.u16());
-        self.rings[ring].post(index);
-        self.rx_slot = u16::MAX;
+    /// Anything in any ring. What a buffer holds is no longer known then.
+    fn mischief(&mut self, kind: u8, input: &mut Input<'_>) {
+        self.honest = false;
+        let ring = &mut self.rings[usize::from(input.u8() % 3)];
+        match kind {
+            0 => {
+                let index = input.u16();
+                let (addr, len) = (input.mostly(TX_BUFFERS), input.mostly(44) as u32);
+                ring.describe(index, addr, len, input.u16(), input.u16());
+                ring.post(index);
+            }
+            1 => ring.publish(input.u16()),
+            2 => ring.post(input.u16()),
+            _ => {
+                let at = ring.table() + u64::from(input.u16()) % 0x3000;
+                poke(&self.bench.memory, at, input.bytes(8));
+            }
+        }
     }
 
     /// Accepts what the host last asked for.
