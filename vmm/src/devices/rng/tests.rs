@@ -107,3 +107,13 @@ fn greedy_and_nonsensical_requests_get_little() {
         assert_eq!(given, [256, 0, 0, 16]);
     });
 }
+
+#[test]
+fn an_index_that_runs_away_does_not_hold_the_main_thread() {
+    with_chains(&[(BUFFERS, 64, WRITE)], |rig, mock| {
+        mock.avail().idx().store(0x8000);
+        rig.kick.write(1).unwrap();
+        assert!(rig.events.turn(1000).unwrap().is_continue());
+        assert_eq!(mock.used().idx().load(), 0);
+    });
+}
