@@ -14,7 +14,7 @@ from .qemu import Qemu
 DEFAULT_TIMEOUT = 900
 # The NixOS driver asks once a second as well.
 POLL_SECONDS = 1.0
-COPY_CHUNK = 192 << 10
+COPY_CHUNK = 64 << 10
 
 
 class RequestedAssertionFailed(AssertionError):
