@@ -46,7 +46,7 @@ fuzz_one() {
         "$target" "${runs:-0}" "${coverage:-0}" "$new"
     if [[ $status -ne 0 ]]; then
         grep -m1 -A2 -E 'panicked at|ERROR: ' "$log" || tail -5 "$log"
-        echo "fuzz: $target failed; the whole story is in fuzz/$log, the input in fuzz/artifacts/$target/"
+        echo "fuzz: $target failed with status $status; the whole story is in fuzz/$log, the input in fuzz/artifacts/$target/"
         return 1
     fi
 }

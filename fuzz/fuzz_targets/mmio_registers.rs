@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use libfuzzer_sys::fuzz_target;
-use rundlet_fuzz::{Input, Ring, WRITE, describe_at, poke};
+use rundlet_fuzz::{Input, Ring, WRITE, describe_at, no_sigpipe, poke};
 use rundlet_vmm::bus::BusDevice;
 use rundlet_vmm::devices::rng::Rng;
 use rundlet_vmm::devices::virtio::VirtioDevice;
@@ -69,6 +69,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        no_sigpipe();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let memory = GuestMemoryMmap::from_ranges(&[
             (GuestAddress(0), 0x9000),

@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use rundlet_fuzz::{Input, NEXT, Ring, WRITE, poke};
+use rundlet_fuzz::{Input, NEXT, Ring, WRITE, no_sigpipe, poke};
 use rundlet_vmm::devices::virtio::{Activation, Interrupt, VirtQueue, VirtioDevice};
 use rundlet_vmm::devices::vsock::Vsock;
 use rundlet_vmm::devices::vsock::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
@@ -51,6 +51,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        no_sigpipe();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let spec = VsockSpec {
             cid: 3,

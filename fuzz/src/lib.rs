@@ -8,6 +8,14 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::signal::block_signal;
+
+/// Makes a write to a closed socket an error instead of the end. A Rust program starts out like this; here
+/// libFuzzer's `main` starts.
+pub fn no_sigpipe() {
+    const SIGPIPE: i32 = 13;
+    block_signal(SIGPIPE).expect("a signal that can be blocked");
+}
 
 /// VIRTQ_DESC_F_NEXT.
 pub const NEXT: u16 = 1;

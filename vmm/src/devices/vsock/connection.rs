@@ -8,7 +8,8 @@
 //! What must hold: bytes come out in order, once, in both directions; at most one grant of bytes is
 //! held here (only while the host does not read); nothing is read from the host that the guest
 //! has no room for. Packets to the guest are not queued but *owed*: a flag each, turned into a packet
-//! when the guest gives a buffer.
+//! when the guest gives a buffer. A host that has gone away is an error of a write (Rust programs start with
+//! SIGPIPE ignored), never a signal.
 
 mod outgoing;
 
