@@ -95,7 +95,7 @@ pub fn run(request: &Request, since: Instant) -> Result<u8, RunError> {
         sandbox,
         timeline,
         memory: Vec::new(),
-        kernel: spec.kernel.clone(),
+        guest_files: [spec.kernel.clone(), spec.initrd.clone()],
     };
     let outcome = session.boot().and_then(|early| match early {
         Some(code) => Ok(code),

@@ -1,13 +1,14 @@
 //! Memory of a sandbox's processes, from smaps (proc(5)).
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// Anonymous writable mappings of at least this size are guest RAM: the layout's smallest piece is the
-/// 8 MiB below the I/O window; the VMM's own heap and stacks are far smaller.
-const GUEST_RAM_KIB: u64 = 8 * 1024;
+/// Anonymous writable mappings of at least this size are guest RAM. Its smallest piece lies between the
+/// I/O window (which may end at 16 MiB, and then there is none) and the kernel: 4 MiB under a window
+/// of 4 MiB. The VMM's own heap and stacks (2 MiB) are smaller.
+const GUEST_RAM_KIB: u64 = 4 * 1024;
 
 /// The processes at one moment.
 #[derive(Debug, Serialize)]
@@ -42,20 +43,21 @@ struct Line<'a> {
 }
 
 /// Reads both processes; one that is gone has no figures.
-pub(super) fn sample(at: &'static str, vmm: u32, backend: u32, kernel: &Path) -> Sample {
-    let kernel = kernel.canonicalize().unwrap_or_else(|_| kernel.into());
-    let process = |name, pid, guest: &Path| Process {
+pub(super) fn sample(at: &'static str, vmm: u32, backend: u32, guest_files: &[PathBuf]) -> Sample {
+    let real = |file: &PathBuf| file.canonicalize().unwrap_or_else(|_| file.clone());
+    let guest_files: Vec<_> = guest_files.iter().map(real).collect();
+    let process = |name, pid| Process {
         name,
         pid,
         usage: fs::read_to_string(format!("/proc/{pid}/smaps"))
             .ok()
-            .map(|smaps| usage(&smaps, name == "rundlet-vmm", guest)),
+            .map(|smaps| usage(&smaps, name == "rundlet-vmm", &guest_files)),
     };
     Sample {
         at,
         processes: vec![
-            process("rundlet-vmm", vmm, &kernel),
-            process("vhost-blk-ro", backend, &kernel),
+            process("rundlet-vmm", vmm),
+            process("vhost-blk-ro", backend),
         ],
     }
 }
@@ -65,7 +67,7 @@ pub(super) fn json(samples: &[Sample]) -> String {
     serde_json::to_string(&Line { stats: samples }).unwrap_or_default()
 }
 
-fn usage(smaps: &str, is_vmm: bool, kernel: &Path) -> Usage {
+fn usage(smaps: &str, is_vmm: bool, guest_files: &[PathBuf]) -> Usage {
     let mut sum = Usage::default();
     let mut guest = false;
     for line in smaps.lines() {
@@ -89,7 +91,7 @@ fn usage(smaps: &str, is_vmm: bool, kernel: &Path) -> Usage {
                 sum.rss_kib += kib;
                 sum.guest_rss_kib += if guest { kib } else { 0 };
             }
-            range if !range.ends_with(':') => guest = is_vmm && is_guest_ram(line, kernel),
+            range if !range.ends_with(':') => guest = is_vmm && is_guest_ram(line, guest_files),
             _ => {}
         }
     }
@@ -99,7 +101,7 @@ fn usage(smaps: &str, is_vmm: bool, kernel: &Path) -> Usage {
 }
 
 /// Reads a mapping's head line: `start-end perms offset dev inode path`.
-fn is_guest_ram(line: &str, kernel: &Path) -> bool {
+fn is_guest_ram(line: &str, guest_files: &[PathBuf]) -> bool {
     let mut fields = line.split_whitespace();
     let (range, permissions) = (
         fields.next().unwrap_or_default(),
@@ -113,9 +115,9 @@ fn is_guest_ram(line: &str, kernel: &Path) -> bool {
     });
     let anonymous = path.is_empty() || path.starts_with("[anon:");
     let large = size.is_some_and(|kib| kib >= GUEST_RAM_KIB);
-    // The I/O window is the VMM's only memfd; the kernel may be mapped from its file.
+    // The I/O window is the VMM's only memfd; kernel and initrd are mapped from their files.
     path.starts_with("/memfd:")
-        || Path::new(&path) == kernel
+        || guest_files.iter().any(|file| file == Path::new(&path))
         || (anonymous && large && permissions.starts_with("rw"))
 }
 
@@ -134,6 +136,12 @@ Pss:                   5 kB
 7f0000a00000-7f0000c00000 rw-p 00000000 00:00 0 
 Rss:                   4 kB
 Pss:                   4 kB
+7f0000d00000-7f0000f00000 rw-p 00200000 fe:00 7 /vmlinux
+Rss:                  20 kB
+Pss:                   7 kB
+7f0000f00000-7f0000f40000 rw-p 00000000 fe:00 8 /boot/initrd.cpio
+Rss:                  30 kB
+Pss:                   3 kB
 7f0001000000-7f0009000000 ---p 00000000 00:00 0 
 Rss:                   0 kB
 Pss:                   0 kB
@@ -145,23 +153,27 @@ SwapPss:               0 kB
 
     #[test]
     fn guest_ram_is_told_from_the_vmm_s_own() {
-        let usage = usage(SMAPS, true, Path::new("/vmlinux"));
-        assert_eq!((usage.rss_kib, usage.pss_kib), (714, 399));
-        assert_eq!((usage.guest_rss_kib, usage.guest_pss_kib), (110, 95));
+        let usage = usage(
+            SMAPS,
+            true,
+            &["/vmlinux".into(), "/boot/initrd.cpio".into()],
+        );
+        assert_eq!((usage.rss_kib, usage.pss_kib), (764, 409));
+        assert_eq!((usage.guest_rss_kib, usage.guest_pss_kib), (160, 105));
         assert_eq!((usage.own_rss_kib, usage.own_pss_kib), (604, 304));
     }
 
     #[test]
     fn a_backend_has_no_guest_ram() {
-        let usage = usage(SMAPS, false, Path::new("/vmlinux"));
+        let usage = usage(SMAPS, false, &["/vmlinux".into()]);
         assert_eq!(usage.guest_rss_kib, 0);
-        assert_eq!(usage.own_rss_kib, 714);
+        assert_eq!(usage.own_rss_kib, 764);
     }
 
     #[test]
     fn our_own_process_can_be_read() {
         let pid = std::process::id();
-        let sample = sample("now", pid, u32::MAX, Path::new("/vmlinux"));
+        let sample = sample("now", pid, u32::MAX, &["/vmlinux".into()]);
         assert!(sample.processes[0].usage.as_ref().unwrap().rss_kib > 100);
         assert!(sample.processes[1].usage.is_none());
     }

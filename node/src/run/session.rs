@@ -27,7 +27,8 @@ pub(super) struct Session<'a> {
     pub(super) sandbox: Sandbox,
     pub(super) timeline: Timeline,
     pub(super) memory: Vec<memory::Sample>,
-    pub(super) kernel: PathBuf,
+    /// Kernel and initrd: the VMM maps them into guest RAM.
+    pub(super) guest_files: [PathBuf; 2],
 }
 
 impl Session<'_> {
@@ -212,7 +213,7 @@ impl Session<'_> {
         if self.request.stats {
             let (vmm, backend) = self.sandbox.pids();
             self.memory
-                .push(memory::sample(at, vmm, backend, &self.kernel));
+                .push(memory::sample(at, vmm, backend, &self.guest_files));
         }
     }
 
