@@ -4,11 +4,11 @@
 set -euo pipefail
 
 packages=(
-  build-essential bc bison flex libelf-dev libssl-dev cpio rsync zstd xz-utils # kernel build
+  build-essential bc bison flex libelf-dev cpio zstd xz-utils                  # kernel build
   linux-source-6.12                                                          # kernel source
   erofs-utils e2fsprogs                                                      # images, scratch templates
   mmdebstrap                                                                 # root filesystems
-  patchelf python3                                                           # worker VM and its driver
+  patchelf procps python3                                                    # worker VM, its driver, tests
   ca-certificates
 )
 

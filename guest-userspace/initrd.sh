@@ -60,6 +60,6 @@ archive() {
 }
 
 mkdir -p "$(dirname "$out")"
-archive >"$out.partial"
-mv "$out.partial" "$out"
+archive >"$out.$$"
+mv "$out.$$" "$out"
 printf 'rundlet-init %d bytes, %s %d bytes\n' "$(stat -c %s "$binary")" "$out" "$(stat -c %s "$out")"
