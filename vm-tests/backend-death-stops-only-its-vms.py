@@ -11,7 +11,7 @@ def start_sandbox(name, seconds):
 
 
 doomed = start_sandbox("doomed", 300)
-other = start_sandbox("other", 20)
+other = start_sandbox("other", 12)
 assert doomed != other
 
 with subtest("the sandbox whose backend dies ends, with our error code and a message that names the cause"):

@@ -12,7 +12,7 @@ with open("/kept", "wb") as file:
 failure = None
 try:
     with open("/flood", "wb") as file:
-        for _ in range(256):
+        for _ in range(96):
             file.write(os.urandom(1 << 20))
             os.fsync(file.fileno())
 except OSError as error:
@@ -31,9 +31,9 @@ with subtest("twin: with room on the host's disk the same program succeeds"):
     shown = machine.succeed(run)
     assert shown.split() == ["None", "True"], shown
 
-with subtest("with 64 MiB left the guest sees an I/O error, and keeps its earlier data"):
+with subtest("with 32 MiB left the guest sees an I/O error, and keeps its earlier data"):
     machine.succeed(
-        "free=$(df --output=avail -B1M /var/lib/rundlet | tail -n 1); fallocate -l $((free - 64))M /var/lib/rundlet/filler"
+        "free=$(df --output=avail -B1M /var/lib/rundlet | tail -n 1); fallocate -l $((free - 32))M /var/lib/rundlet/filler"
     )
     shown = machine.succeed(run)
     assert shown.split() == ["EIO", "True"], shown

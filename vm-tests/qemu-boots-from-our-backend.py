@@ -25,7 +25,7 @@ exec switch_root /root /bin/bash -c "$(cat /check)"
 check = """
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t ext4 /dev/vdb /mnt && echo "mounted /mnt"
-dd if=/dev/urandom of=/mnt/data bs=64k count=256 status=none
+dd if=/dev/urandom of=/mnt/data bs=64k count=128 status=none
 written=$(sha256sum </mnt/data)
 sync
 echo 3 >/proc/sys/vm/drop_caches

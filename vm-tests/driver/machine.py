@@ -239,6 +239,7 @@ class Machine:
             raise MachineError(str(error)) from error
 
     def _run(self, command: str, timeout: float) -> tuple[int, str, str]:
+        self.start()
         self.log(f"$ {command}")
         started = time.monotonic()
         answer = self.raw(f"set -euo pipefail; {command}", timeout)
