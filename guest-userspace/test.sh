@@ -54,7 +54,7 @@ claim() {
     local name=$1 line=$2
     shift 2
     boot "$@"
-    if [[ $(grep -c '^rundlet-init: ' "$work/console") == 1 ]] &&
+    if [[ $(grep -c 'rundlet-init: ' "$work/console") == 1 ]] &&
         grep -qF "rundlet-init: $line" "$work/console" &&
         grep -q 'Kernel panic - not syncing: Attempted to kill init' "$work/console"; then
         passed=$((passed + 1))
