@@ -21,9 +21,10 @@ MEMORY_MIB = 6144
 CPUS = 2
 BOOT_TIMEOUT = {"kvm": 60, "tcg": 180}
 # Quiet, since every line on the serial port costs time; a panic ends the process, which the driver sees at once.
+# No huge pages: with them a guest under disk load met a triple fault (docs/decisions/0005-worker-without-thp.md).
 KERNEL_COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 oops=panic mitigations=off apparmor=0 audit=0 "
-    "systemd.show_status=0 random.trust_cpu=on"
+    "systemd.show_status=0 random.trust_cpu=on transparent_hugepage=never"
 )
 
 
