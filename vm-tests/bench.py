@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from driver.machine import Machine
 
-BOOTS = 7
-ROUNDS = 5
-FIO_SECONDS = 4
+BOOTS = 5
+ROUNDS = 3
+FIO_SECONDS = 2
 DATA_MIB = 512
 # Name, fio's options. Direct, so that each read is a request to the device.
 WORKLOADS = {
