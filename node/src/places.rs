@@ -22,7 +22,7 @@ pub const RUNTIME: &str = "RUNDLET_RUNTIME";
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     #[error(
-        "cannot find the program {name}: it is neither beside rundlet nor in PATH; set {LIBEXEC} to its directory"
+        "cannot find the program {name}: it is neither beside rundlet, nor in ../libexec/rundlet, nor in PATH; set {LIBEXEC} to its directory"
     )]
     Program { name: String },
     #[error(
@@ -50,9 +50,14 @@ fn list(paths: &[PathBuf]) -> String {
 /// It is nowhere.
 pub fn program(name: &str) -> Result<PathBuf, PlaceError> {
     let told = env::var_os(LIBEXEC).map(|directory| PathBuf::from(directory).join(name));
-    let beside = beside().map(|directory| directory.join(name));
+    let beside = beside();
+    // As `make install` lays it out: bin/rundlet, libexec/rundlet/….
+    let above = beside.as_deref().and_then(Path::parent);
+    let installed = above.map(|above| above.join("libexec/rundlet").join(name));
+    let beside = beside.as_ref().map(|directory| directory.join(name));
     told.into_iter()
         .chain(beside)
+        .chain(installed)
         .find(|path| tools::is_executable(path))
         .or_else(|| tools::find(name))
         .ok_or_else(|| PlaceError::Program { name: name.into() })
