@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -33,9 +33,10 @@ pub struct Lifeline {
 }
 
 impl Lifeline {
-    /// Takes the descriptor, if there is one, and the signals.
-    pub fn new(descriptor: Option<i32>) -> io::Result<Self> {
-        let pipe = descriptor.map(inherited).transpose()?.map(File::from);
+    /// Takes a duplicate of the pipe, if there is one, and the signals.
+    pub fn new(pipe: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let pipe = pipe.map(|pipe| pipe.try_clone_to_owned()).transpose()?;
+        let pipe = pipe.map(File::from);
         if let Some(pipe) = &pipe {
             crate::devices::serial::non_blocking(pipe)?;
         }
@@ -82,12 +83,12 @@ impl Subscriber for Lifeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::AsFd;
 
     #[test]
     fn a_cut_pipe_stops_and_bytes_do_not() {
         let (reader, writer) = io::pipe().unwrap();
-        let mut lifeline = Lifeline::new(Some(reader.as_raw_fd())).unwrap();
+        let mut lifeline = Lifeline::new(Some(reader.as_fd())).unwrap();
         drop(reader);
         io::Write::write_all(&mut &writer, b"hello").unwrap();
         assert!(lifeline.ready(PIPE, EventSet::IN).is_continue());

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use rundlet_vmm::cli::{Boot, Cli, Command};
+use rundlet_vmm::lifeline;
 use rundlet_vmm::outcome::Outcome;
-use rundlet_vmm::sandbox::{self, Ties};
+use rundlet_vmm::sandbox::{self, SandboxError, Ties};
 use rundlet_vmm::spec::SandboxSpec;
 use rundlet_vmm::timeline::Timeline;
 use rundlet_vmm::wire::{self, Event, emit};
@@ -92,8 +93,12 @@ fn read_spec(path: &Path) -> anyhow::Result<SandboxSpec> {
 
 fn run(spec: &SandboxSpec, boot: Boot, timeline: &Timeline) -> ExitCode {
     timeline.mark("spec");
+    let lifeline = match boot.lifeline.map(lifeline::inherited).transpose() {
+        Ok(lifeline) => lifeline,
+        Err(error) => return refuse(&SandboxError::Lifeline(error).into()),
+    };
     let ties = Ties {
-        lifeline: boot.lifeline,
+        lifeline,
         control: boot.control,
     };
     let outcome = match sandbox::boot(spec, &ties, timeline) {

@@ -1,6 +1,7 @@
 //! The recipe that makes a sandbox from a spec, and its life after that.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -85,10 +86,10 @@ impl SandboxError {
 }
 
 /// How the sandbox is tied to the outside, apart from its devices.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Ties {
-    /// Descriptor of a pipe whose end is ours, too.
-    pub lifeline: Option<i32>,
+    /// A pipe whose end is ours, too.
+    pub lifeline: Option<OwnedFd>,
     /// Where to make the control socket.
     pub control: Option<PathBuf>,
 }
@@ -233,7 +234,8 @@ fn start_vcpus(
 }
 
 fn tie_lifeline(ties: &Ties, events: &mut EventLoop) -> Result<(), SandboxError> {
-    let lifeline = Lifeline::new(ties.lifeline).map_err(SandboxError::Lifeline)?;
+    let pipe = ties.lifeline.as_ref().map(AsFd::as_fd);
+    let lifeline = Lifeline::new(pipe).map_err(SandboxError::Lifeline)?;
     let lifeline = Arc::new(Mutex::new(lifeline));
     let registrar = events.subscribe(lifeline.clone());
     lock(&lifeline)
