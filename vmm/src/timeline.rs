@@ -34,6 +34,16 @@ impl Timeline {
         timeline
     }
 
+    /// Starts at `request`, an instant that lies in the past: a clone's life begins when it is asked for,
+    /// which is before its process is there.
+    #[must_use]
+    pub fn since(request: Instant) -> Self {
+        Self {
+            start: request,
+            marks: Arc::default(),
+        }
+    }
+
     /// Notes that `name` happened now.
     pub fn mark(&self, name: &'static str) {
         let since = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -53,6 +63,16 @@ impl Timeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_began_earlier_counts_from_there() {
+        let timeline = Timeline::since(Instant::now() - Duration::from_secs(1));
+        timeline.mark("forked");
+        let Event::Timeline { instants_us } = timeline.event() else {
+            panic!("another event");
+        };
+        assert!(matches!(instants_us[..], [("forked", 1_000_000..)]));
+    }
 
     #[test]
     fn instants_keep_their_order() {
