@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod claim;
+pub mod digest;
 pub mod doctor;
 pub mod error;
 pub mod image;
@@ -14,4 +15,5 @@ pub mod places;
 pub mod run;
 pub mod sandbox;
 pub mod scratch;
+pub mod template;
 pub mod tools;

@@ -25,7 +25,7 @@ pub struct ImageName {
 /// Why a name is none.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name:?} is no image name: {reason}. A name is lower-case letters, digits and . _ - / (no empty, . or .. part), then perhaps :tag"
+    "{name:?} is no name of an image or template: {reason}. A name is lower-case letters, digits and . _ - / (no empty, . or .. part), then perhaps :tag"
 )]
 pub struct NameError {
     name: String,
@@ -36,7 +36,12 @@ impl ImageName {
     /// The name of its file in the store; another for every name.
     #[must_use]
     pub fn file_name(&self) -> String {
-        format!("{}:{}.json", self.repository.replace('/', "%2f"), self.tag)
+        format!("{}.json", self.escaped())
+    }
+
+    /// The name without slashes; another for every name.
+    pub(crate) fn escaped(&self) -> String {
+        format!("{}:{}", self.repository.replace('/', "%2f"), self.tag)
     }
 }
 

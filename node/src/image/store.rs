@@ -3,7 +3,9 @@
 //! ```text
 //! images/sha256-<hex>.erofs   never changed once there; a sandbox that uses one holds it locked shared
 //! names/<name>.json           a Reference, replaced by rename
+//! templates/                  see crate::template::store; each keeps its image here
 //! scratch/                    see crate::scratch
+//! digests/                    see crate::digest
 //! tmp/                        work in progress, one Claim each
 //! lock                        held shared between looking a name up and locking its image, exclusively
 //!                             while names and images are added or removed
@@ -23,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::ImageName;
 use crate::claim::{self, Claim};
 use crate::error::PathError;
+use crate::template::{self, TemplateName};
 
 /// What a name points to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +45,8 @@ pub struct Reference {
 /// An image that stays while this exists.
 #[derive(Debug)]
 pub struct Image {
-    pub reference: Reference,
+    /// `sha256-` and 64 hexadecimal digits.
+    pub digest: String,
     pub path: PathBuf,
     _lock: File,
 }
@@ -69,9 +73,24 @@ pub enum StoreError {
     },
     #[error("image {name} is in use{}; stop its sandboxes first", by(pids))]
     InUse { name: ImageName, pids: Vec<u32> },
+    #[error(
+        "image {name} is needed by template {}; `rundlet template rm` first",
+        list(templates)
+    )]
+    Needed {
+        name: ImageName,
+        templates: Vec<TemplateName>,
+    },
+    #[error("the image {digest} is gone, which was called {name}; import it again")]
+    Gone { name: ImageName, digest: String },
 }
 
-fn by(pids: &[u32]) -> String {
+fn list(names: &[TemplateName]) -> String {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+pub(crate) fn by(pids: &[u32]) -> String {
     match pids {
         [] => String::new(),
         [pid] => format!(" by process {pid}"),
@@ -85,7 +104,16 @@ impl Store {
     /// # Errors
     /// A directory cannot be made.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        for directory in ["images", "names", "scratch", "scratch/layers", "tmp"] {
+        for directory in [
+            "digests",
+            "images",
+            "names",
+            "scratch",
+            "scratch/layers",
+            "templates",
+            "templates/builds",
+            "tmp",
+        ] {
             let path = root.join(directory);
             fs::DirBuilder::new()
                 .recursive(true)
@@ -132,11 +160,24 @@ impl Store {
     pub fn find(&self, name: &ImageName) -> Result<Image, StoreError> {
         let _shared = self.lock(FlockOperation::LockShared)?;
         let reference = self.read(name)?;
-        let path = self.image_path(&reference.digest);
-        let lock = File::open(&path).map_err(PathError::at("open image", &path))?;
+        self.open_image(name, &reference.digest)
+    }
+
+    /// Locks an image by its digest; `name` is for the error. Under the shared lock.
+    pub(crate) fn open_image(&self, name: &ImageName, digest: &str) -> Result<Image, StoreError> {
+        let path = self.image_path(digest);
+        let lock = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::Gone {
+                    name: name.clone(),
+                    digest: digest.into(),
+                });
+            }
+            other => other.map_err(PathError::at("open image", &path))?,
+        };
         flock(&lock, FlockOperation::LockShared).map_err(PathError::at("lock image", &path))?;
         Ok(Image {
-            reference,
+            digest: digest.into(),
             path,
             _lock: lock,
         })
@@ -182,7 +223,7 @@ impl Store {
     /// Takes a name away, and its image when no other name has it.
     ///
     /// # Errors
-    /// No such name; or it is the last one of an image in use.
+    /// No such name; or it is the last one of an image in use, or of one that a template needs.
     pub fn remove(&self, name: &ImageName) -> Result<Reference, StoreError> {
         let _exclusive = self.lock(FlockOperation::LockExclusive)?;
         let reference = self.read(name)?;
@@ -197,6 +238,13 @@ impl Store {
                 pids,
             });
         }
+        let templates = template::store::needing(&self.root, &reference.digest)?;
+        if last && !templates.is_empty() {
+            return Err(StoreError::Needed {
+                name: name.clone(),
+                templates,
+            });
+        }
         let path = self.name_path(name);
         fs::remove_file(&path).map_err(PathError::at("remove", &path))?;
         sync(&self.root.join("names"))?;
@@ -204,7 +252,7 @@ impl Store {
         Ok(reference)
     }
 
-    /// Removes images that no name points to and nobody uses. Under the exclusive lock.
+    /// Removes images that no name points to, no template needs and nobody uses. Under the exclusive lock.
     fn collect(&self) -> Result<(), StoreError> {
         let wanted: Vec<String> = self.list()?.into_iter().map(|it| it.digest).collect();
         let images = self.root.join("images");
@@ -213,14 +261,22 @@ impl Store {
             let named = path
                 .file_stem()
                 .is_some_and(|stem| wanted.iter().any(|digest| stem == digest.as_str()));
-            if !named && users(&path).is_none() {
+            if !named && users(&path).is_none() && !self.is_needed(&path)? {
                 fs::remove_file(&path).map_err(PathError::at("remove", &path))?;
             }
         }
         Ok(())
     }
 
-    fn lock(&self, how: FlockOperation) -> Result<File, StoreError> {
+    /// Whether a template needs an image file.
+    fn is_needed(&self, image: &Path) -> Result<bool, StoreError> {
+        let Some(digest) = image.file_stem().and_then(|stem| stem.to_str()) else {
+            return Ok(false);
+        };
+        Ok(!template::store::needing(&self.root, digest)?.is_empty())
+    }
+
+    pub(crate) fn lock(&self, how: FlockOperation) -> Result<File, StoreError> {
         let path = self.root.join("lock");
         let file = OpenOptions::new()
             .create(true)
@@ -281,8 +337,8 @@ pub(crate) fn sync(directory: &Path) -> Result<(), PathError> {
         .map_err(PathError::at("sync", directory))
 }
 
-/// The processes that hold an image, `None` when nobody does.
-fn users(image: &Path) -> Option<Vec<u32>> {
+/// The processes that hold an image (or a template) locked, `None` when nobody does.
+pub(crate) fn users(image: &Path) -> Option<Vec<u32>> {
     let file = File::open(image).ok()?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
         return None;

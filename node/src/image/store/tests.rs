@@ -34,7 +34,7 @@ fn what_is_published_is_found_listed_and_removed() {
     add(&store, "one", "aaa");
     let image = store.find(&"one".parse().unwrap()).unwrap();
     assert_eq!(fs::read_to_string(&image.path).unwrap(), "aaa");
-    assert_eq!(image.reference, reference("one:latest", "aaa"));
+    assert_eq!(image.digest, "sha256-aaa");
     drop(image);
     let names: Vec<String> = store
         .list()

@@ -1,0 +1,17 @@
+//! Templates: sandboxes that were booted once, warmed up and captured, to be cloned in milliseconds.
+//!
+//! [`store`] keeps them, [`build`](mod@build) makes one. What is in a template's directory:
+//!
+//! ```text
+//! state, memory, window   the machine, written and read by rundlet-vmm alone
+//! scratch.img             its writable disk, written and read by vhost-blk-ro alone
+//! template.json           a Record: what it is and how to make it again
+//! ```
+
+mod name;
+mod record;
+pub mod store;
+
+pub use name::TemplateName;
+pub use record::{Binding, Recipe, Record, WarmUp};
+pub use store::{Inspection, Template, TemplateError, Templates};
