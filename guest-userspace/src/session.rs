@@ -220,6 +220,9 @@ impl Session {
             }
             (_, Request::Hello { .. }) => Err(misplaced("a second hello")),
             (_, Request::Exec(_)) => Err(misplaced("a second command")),
+            (_, Request::Prepare {} | Request::Renew(_)) => {
+                Err(misplaced("a request for or after a template"))
+            }
             (_, Request::Signal { .. } | Request::Resize { .. }) => {
                 Err(misplaced("a signal or size before a command"))
             }

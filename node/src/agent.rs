@@ -7,16 +7,17 @@
 mod command;
 mod outbox;
 mod output;
+mod renew;
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rundlet_protocol::frame::{self, Frame, FrameError, Stream};
-use rundlet_protocol::{AGENT_PORT, Failure, Reply, Request, VERSION};
+use rundlet_protocol::{AGENT_PORT, Failure, RenewalError, Reply, Request, VERSION};
 
 pub use command::{Command, CommandEvent, Streams};
 
@@ -45,6 +46,10 @@ pub enum AgentError {
     Version { theirs: u32 },
     #[error("the agent refused: {}", .0.message)]
     Failed(Failure),
+    #[error("the agent did not answer `{request}` in time")]
+    Late { request: &'static str },
+    #[error("a clone cannot be renewed with this")]
+    Renewal(#[from] RenewalError),
     #[error("the agent broke the protocol: {0}")]
     Protocol(String),
     #[error("too many requests wait for the guest, which does not read them")]
@@ -77,18 +82,12 @@ impl Agent {
     /// # Errors
     /// The socket, the VMM or the agent does not answer, or speaks another version.
     pub fn dial(&self) -> Result<Connection, AgentError> {
-        let stream = UnixStream::connect(&self.socket).map_err(|source| AgentError::Connect {
-            path: self.socket.clone(),
-            source,
-        })?;
+        let stream = connect(&self.socket)?;
         limit(&stream, Some(GREETING))?;
         (&stream)
             .write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())
             .map_err(AgentError::NoAgent)?;
-        let answer = read_answer(&stream)?;
-        if !answer.starts_with("OK ") {
-            return Err(AgentError::Refused { answer });
-        }
+        read_answer(&stream)?;
         Connection::greet(stream)
     }
 }
@@ -101,12 +100,7 @@ impl Connection {
     pub fn greet(stream: UnixStream) -> Result<Self, AgentError> {
         limit(&stream, Some(GREETING))?;
         frame::write_message(&mut &stream, &Request::Hello { version: VERSION })?;
-        match read_reply(&stream)? {
-            Reply::Hello { version } if version == VERSION => {}
-            Reply::Hello { version } => return Err(AgentError::Version { theirs: version }),
-            Reply::Failed(failure) => return Err(AgentError::Failed(failure)),
-            other => return Err(unexpected(&other)),
-        }
+        agree(&read_reply(&stream)?)?;
         limit(&stream, None)?;
         Ok(Self { stream })
     }
@@ -126,6 +120,13 @@ impl Connection {
     }
 }
 
+fn connect(path: &Path) -> Result<UnixStream, AgentError> {
+    UnixStream::connect(path).map_err(|source| AgentError::Connect {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 fn limit(stream: &UnixStream, time: Option<Duration>) -> Result<(), AgentError> {
     stream
         .set_read_timeout(time)
@@ -133,8 +134,8 @@ fn limit(stream: &UnixStream, time: Option<Duration>) -> Result<(), AgentError> 
         .map_err(AgentError::NoAgent)
 }
 
-/// The VMM's one line. Read byte by byte: what follows it belongs to the agent.
-fn read_answer(mut stream: &UnixStream) -> Result<String, AgentError> {
+/// The VMM's one line, which has to be a yes. Read byte by byte: what follows it belongs to the agent.
+fn read_answer(mut stream: impl Read) -> Result<(), AgentError> {
     let mut line = Vec::with_capacity(MAX_ANSWER);
     let mut byte = [0];
     while line.len() < MAX_ANSWER {
@@ -144,10 +145,24 @@ fn read_answer(mut stream: &UnixStream) -> Result<String, AgentError> {
         }
         line.extend_from_slice(&byte);
     }
-    Ok(String::from_utf8_lossy(&line).into_owned())
+    if line.starts_with(b"OK ") {
+        return Ok(());
+    }
+    let answer = String::from_utf8_lossy(&line).into_owned();
+    Err(AgentError::Refused { answer })
 }
 
-fn read_reply(mut stream: &UnixStream) -> Result<Reply, AgentError> {
+/// The agent's hello has to be of our version.
+fn agree(reply: &Reply) -> Result<(), AgentError> {
+    match reply {
+        Reply::Hello { version } if *version == VERSION => Ok(()),
+        Reply::Hello { version } => Err(AgentError::Version { theirs: *version }),
+        Reply::Failed(failure) => Err(AgentError::Failed(failure.clone())),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn read_reply(mut stream: impl Read) -> Result<Reply, AgentError> {
     let mut buffer = Vec::new();
     match frame::read(&mut stream, &mut buffer)? {
         Some(Frame::Control(json)) => Ok(frame::parse_message(json)?),

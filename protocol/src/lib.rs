@@ -1,9 +1,10 @@
 //! What the host and the guest's agent say to each other, over vsock.
 //!
 //! The agent listens on [`AGENT_PORT`]. One connection carries one session: after the two
-//! [`Hello`](Request::Hello)s either one command ([`Request::Exec`]) with its streams, or
-//! [`Request::Shutdown`]. When the agent has come up it dials the host's [`READY_PORT`] once and says
-//! [`Ready`]; a host that does not listen loses nothing.
+//! [`Hello`](Request::Hello)s either one command ([`Request::Exec`]) with its streams, or one of
+//! [`Request::Prepare`], [`Request::Renew`] and [`Request::Shutdown`]. The host need not wait for the
+//! agent's hello before it says more. When the agent has come up it dials the host's [`READY_PORT`] once
+//! and says [`Ready`]; a host that does not listen loses nothing.
 //!
 //! A connection is a sequence of frames in each direction ([`frame`]). Control frames hold one JSON
 //! message; data frames hold raw bytes of stdin, stdout or stderr.
@@ -23,18 +24,33 @@
 //! **Disconnect.** When the host closes the connection, or its sending half, before the last message,
 //! the command is killed with every process that it started (a guest kernel without cgroup v2: its
 //! process group). A daemon left behind by a command that has ended stays.
+//!
+//! **Templates.** A guest becomes a template in three steps: warm-up commands, [`Request::Prepare`], and,
+//! outside of this protocol, the capture of the machine. A warm-up command that is to live on in the clones is
+//! started with [`ExecSpec::keep`]: the host closes its connection, and the command goes on with its stdin
+//! ended and its output thrown away. After [`Reply::Prepared`] no program of the sandbox runs, and none can be
+//! started, until [`Request::Renew`] has been carried out: in the guest itself, or in each of its clones.
+//! Connections do not come along into a clone.
+//!
+//! **Clones.** [`Request::Renew`] is the first request to a clone. The agent mixes the host's entropy into the
+//! kernel's generator and has it reseeded, which also renews what the kernel derives from it (the secrets of TCP's
+//! sequence numbers), then sets clock, hostname, machine id and boot id, and only then lets the frozen programs run.
+//! If a step fails, the answer is a [`Failure`] that begins with the name of the field, and they stay frozen. A
+//! guest that was never prepared is renewed in the same way; its programs run meanwhile.
 
 pub mod frame;
+mod renewal;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 pub use frame::{Frame, FrameError, Stream};
+pub use renewal::{Entropy, Renewal, RenewalError};
 
 /// Version of this protocol. Host and guest refuse to talk when theirs differ: the agent ships with
 /// the host, so there is no other version to be kind to.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The context id of the host, virtio 1.2 section 5.10.4 (`VMADDR_CID_HOST`, vsock(7)).
 pub const HOST_CID: u32 = 2;
@@ -61,6 +77,12 @@ pub enum Request {
     Signal { signal: i32 },
     /// New size of the command's terminal, in characters. Ignored without a terminal.
     Resize { rows: u16, columns: u16 },
+    /// The machine is about to become a template: freezes every program, writes what is dirty to scratch.
+    /// Answered by [`Reply::Prepared`], or by [`Reply::Failed`] and nothing is frozen: when a program cannot be
+    /// frozen in time, or a command would die with its connection since it was not started with `keep`.
+    Prepare {},
+    /// Makes a clone unlike every other; answered by [`Reply::Renewed`] or [`Reply::Failed`].
+    Renew(Renewal),
     /// Ends every process, writes nothing back to scratch, powers the machine off.
     Shutdown,
 }
@@ -77,6 +99,11 @@ pub enum Reply {
     Exited(ExitStatus),
     /// The request was not carried out. Last message of the connection.
     Failed(Failure),
+    /// Answer to [`Request::Prepare`]. Last message of the connection.
+    Prepared {},
+    /// Answer to [`Request::Renew`]: programs run again. Last message of the connection. `took_us`: from the
+    /// request's arrival to now, in microseconds of the guest's `CLOCK_MONOTONIC`.
+    Renewed { took_us: u64 },
     /// Answer to [`Request::Shutdown`], sent before the machine goes off.
     ShuttingDown,
 }
@@ -115,6 +142,10 @@ pub struct ExecSpec {
     /// nothing).
     #[serde(default)]
     pub stdin: bool,
+    /// Whether the command outlives its connection. The host may close that at any time after
+    /// [`Reply::Started`]: the command's stdin then ends, and what it writes is thrown away.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// Size of a terminal in characters.
@@ -169,6 +200,8 @@ pub enum FailureKind {
     NotExecutable,
     /// A field of the request is wrong: working directory, user, empty argv.
     Invalid,
-    /// The guest has run out of something.
+    /// The guest has run out of something, or does not let the agent do it.
     Resources,
+    /// Not in the state that the guest is in: prepared for a template, or not fit to become one.
+    State,
 }

@@ -216,7 +216,7 @@ impl Reader {
             }
             Reply::Exited(status) => Ok(Some(CommandEvent::Exited(status))),
             Reply::Failed(failure) => Ok(Some(CommandEvent::Failed(failure))),
-            other @ (Reply::Hello { .. } | Reply::ShuttingDown) => Err(unexpected(&other)),
+            other => Err(unexpected(&other)),
         }
     }
 }

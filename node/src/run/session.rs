@@ -68,6 +68,7 @@ impl Session<'_> {
             user: request.user.clone(),
             tty: size,
             stdin: request.interactive,
+            keep: false,
         };
         let streams = Streams {
             stdin: request

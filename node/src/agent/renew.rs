@@ -1,0 +1,118 @@
+//! The two requests around a template: [`Agent::prepare`] before a guest is captured, [`Agent::renew`]
+//! as the first thing that a clone hears.
+//!
+//! Both are one write and two replies, since the VMM and the agent let a client send ahead: a clone is
+//! ready one round trip after its agent runs.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rundlet_protocol::frame::{self, FrameError};
+use rundlet_protocol::{AGENT_PORT, Renewal, Reply, Request, VERSION};
+
+use super::{Agent, AgentError, agree, connect, read_answer, read_reply, unexpected};
+
+#[cfg(test)]
+mod tests;
+
+impl Agent {
+    /// Has the guest freeze its programs and write its scratch disk: what is captured next is a template.
+    ///
+    /// # Errors
+    /// The agent cannot be reached or does not answer by `deadline`, or it refuses: nothing is frozen then.
+    pub fn prepare(&self, deadline: Instant) -> Result<(), AgentError> {
+        match self.ask(&Request::Prepare {}, "prepare", deadline)? {
+            Reply::Prepared {} => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes the guest unlike every other clone of its template, then lets its programs run. How long that took in
+    /// the guest, by the guest's word.
+    ///
+    /// # Errors
+    /// A field of `renewal` cannot be used (nothing is sent then), the agent cannot be reached or does not
+    /// answer by `deadline`, or a step failed in the guest. None of its programs has run then.
+    pub fn renew(&self, renewal: &Renewal, deadline: Instant) -> Result<Duration, AgentError> {
+        renewal.check()?;
+        match self.ask(&Request::Renew(renewal.clone()), "renew", deadline)? {
+            Reply::Renewed { took_us } => Ok(Duration::from_micros(took_us)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn ask(
+        &self,
+        request: &Request,
+        name: &'static str,
+        deadline: Instant,
+    ) -> Result<Reply, AgentError> {
+        let mut bytes = format!("CONNECT {AGENT_PORT}\n").into_bytes();
+        frame::write_message(&mut bytes, &Request::Hello { version: VERSION })?;
+        frame::write_message(&mut bytes, request)?;
+        let stream = connect(&self.socket)?;
+        let mut timed = Until {
+            stream: &stream,
+            deadline,
+        };
+        let answer = |timed: &mut Until<'_>| {
+            timed.write_all(&bytes).map_err(AgentError::NoAgent)?;
+            read_answer(&mut *timed)?;
+            agree(&read_reply(&mut *timed)?)?;
+            read_reply(timed)
+        };
+        match answer(&mut timed) {
+            Ok(Reply::Failed(failure)) => Err(AgentError::Failed(failure)),
+            Err(AgentError::NoAgent(error) | AgentError::Frame(FrameError::Io(error)))
+                if error.kind() == io::ErrorKind::TimedOut =>
+            {
+                Err(AgentError::Late { request: name })
+            }
+            other => other,
+        }
+    }
+}
+
+/// A connection until a deadline: however slowly the guest drips its answer, nobody waits longer.
+#[derive(Debug)]
+struct Until<'a> {
+    stream: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl Until<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(Some(left))
+    }
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer).map_err(late)
+    }
+}
+
+impl Write for Until<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes).map_err(late)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket's own word for "in vain until the timeout" is "would block", socket(7).
+fn late(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => error,
+    }
+}
