@@ -37,13 +37,13 @@ fn assert_names_a_field(error: &str) {
 
 fn check(spec: &SandboxSpec) {
     assert!(spec::VCPUS.contains(&spec.vcpus));
-    assert!(spec.disks.len() <= spec::MAX_DISKS);
-    let ids: HashSet<_> = spec.disks.iter().map(|disk| &disk.id).collect();
-    assert_eq!(ids.len(), spec.disks.len());
-    for disk in &spec.disks {
+    assert!(spec.devices.disks.len() <= spec::MAX_DISKS);
+    let ids: HashSet<_> = spec.devices.disks.iter().map(|disk| &disk.id).collect();
+    assert_eq!(ids.len(), spec.devices.disks.len());
+    for disk in &spec.devices.disks {
         assert!(disk.queue_size.is_power_of_two() && (1..=16).contains(&disk.queues));
     }
-    assert!(spec.vsock.as_ref().is_none_or(|vsock| vsock.cid > 2));
+    assert!(spec.devices.vsock.as_ref().is_none_or(|vsock| vsock.cid > 2));
     assert!(!spec.kernel.cmdline.contains(['\n', '\0']));
     // The memory map: in order, without overlap, all of it, one window of the size asked for.
     let pieces = regions(&spec.memory);

@@ -16,6 +16,7 @@ pub struct Cli {
 #[argh(subcommand)]
 pub enum Command {
     Boot(Boot),
+    Clone(Clone),
 }
 
 /// Boot a sandbox and run it to its end. Exit status: 0 powered off or stopped, 1 host error, 2 bad
@@ -27,6 +28,25 @@ pub struct Boot {
     #[argh(option)]
     pub spec: PathBuf,
     /// number of an inherited pipe's read end; the sandbox ends when the other end is closed
+    #[argh(option)]
+    pub lifeline: Option<i32>,
+    /// path of a unix socket to make, for pause, resume, status, capture and stop
+    #[argh(option)]
+    pub control: Option<PathBuf>,
+}
+
+/// Make one clone of a template and run it to its end. Exit status as of boot, and: 3 the template does
+/// not fit this host, this program or the spec's binding, 4 the template is damaged.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "clone")]
+pub struct Clone {
+    /// the template's directory
+    #[argh(option)]
+    pub template: PathBuf,
+    /// the clone's spec, a JSON file, or - for standard input
+    #[argh(option)]
+    pub spec: PathBuf,
+    /// number of an inherited pipe's read end; the clone ends when the other end is closed
     #[argh(option)]
     pub lifeline: Option<i32>,
     /// path of a unix socket to make, for pause, resume, status and stop

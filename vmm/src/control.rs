@@ -153,6 +153,7 @@ impl Control {
                 vcpus: vcpus.count(),
             },
             Request::Stop {} => Reply::Stopping {},
+            Request::Capture(_) => todo!(),
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::kvm::{KvmError, Vm};
 use crate::lifeline;
 use crate::lock::lock;
 use crate::memory::{GuestRam, layout};
-use crate::spec::{ConsoleSink, ConsoleSpec, SandboxSpec};
+use crate::spec::{ConsoleSink, ConsoleSpec, DevicesSpec};
 
 /// Why the devices could not be put together.
 #[derive(Debug, Error)]
@@ -70,7 +70,7 @@ pub enum DeviceError {
 
 /// How many virtio devices a spec makes.
 #[must_use]
-pub fn virtio_count(spec: &SandboxSpec) -> u32 {
+pub fn virtio_count(spec: &DevicesSpec) -> u32 {
     let disks = u32::try_from(spec.disks.len()).expect("the spec limits disks");
     disks + u32::from(spec.vsock.is_some()) + 1
 }
@@ -81,13 +81,16 @@ pub struct DeviceSet {
     buses: Buses,
     virtio: Vec<Arc<Mutex<dyn VirtioDevice>>>,
     watches: Vec<Arc<Mutex<Watch>>>,
-    console: Option<Arc<Console<File>>>,
+    console: Option<Arc<Console<Sink>>>,
 }
+
+/// Where the console's output goes.
+type Sink = Box<dyn io::Write + Send>;
 
 /// What the devices are built from.
 #[derive(Debug)]
 pub struct Parts<'a> {
-    pub spec: &'a SandboxSpec,
+    pub spec: &'a DevicesSpec,
     pub ram: &'a GuestRam,
     pub vm: &'a Vm,
     /// One for each disk of the spec, in its order.
@@ -184,7 +187,7 @@ impl DeviceSet {
 #[derive(Debug)]
 pub struct Attached {
     watches: Vec<Arc<Mutex<Watch>>>,
-    console: Option<Arc<Console<File>>>,
+    console: Option<Arc<Console<Sink>>>,
 }
 
 impl Attached {
@@ -203,8 +206,9 @@ impl Attached {
     }
 }
 
-fn open_sink(sink: &ConsoleSink) -> Result<File, DeviceError> {
+fn open_sink(sink: &ConsoleSink) -> Result<Sink, DeviceError> {
     match sink {
+        ConsoleSink::Nowhere => Ok(Box::new(io::sink())),
         ConsoleSink::Path(path) => {
             let failed = |source| DeviceError::ConsolePath {
                 path: path.clone(),
@@ -214,14 +218,14 @@ fn open_sink(sink: &ConsoleSink) -> Result<File, DeviceError> {
             options.write(true).create(true).truncate(true).mode(0o600);
             // On a FIFO this fails without a reader, instead of waiting for one.
             options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-            options.open(path).map_err(failed)
+            Ok(Box::new(options.open(path).map_err(failed)?))
         }
         ConsoleSink::Fd(fd) => {
             let fd = *fd;
             let failed = |source| DeviceError::ConsoleFd { fd, source };
             let file = File::from(lifeline::inherited(fd).map_err(failed)?);
             serial::non_blocking(&file).map_err(failed)?;
-            Ok(file)
+            Ok(Box::new(file))
         }
     }
 }

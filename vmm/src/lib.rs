@@ -22,6 +22,7 @@ pub mod memory;
 pub mod outcome;
 pub mod sandbox;
 pub mod spec;
+pub mod template;
 pub mod timeline;
 pub mod vcpu;
 pub mod wire;

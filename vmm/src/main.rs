@@ -2,15 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rundlet_vmm::cli::{Boot, Cli, Command};
+use rundlet_vmm::cli::{Boot, Cli, Clone, Command};
 use rundlet_vmm::lifeline;
 use rundlet_vmm::outcome::Outcome;
-use rundlet_vmm::sandbox::{self, SandboxError, Ties};
-use rundlet_vmm::spec::SandboxSpec;
+use rundlet_vmm::sandbox::{self, Running, SandboxError, Ties};
+use rundlet_vmm::spec::{CloneSpec, SandboxSpec};
+use rundlet_vmm::template::Template;
 use rundlet_vmm::timeline::Timeline;
 use rundlet_vmm::wire::{self, Event, emit};
 
@@ -28,11 +29,43 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    let Command::Boot(boot) = cli.command;
-    match read_spec(&boot.spec) {
-        Ok(spec) => run(&spec, boot, &timeline),
-        Err(error) => refuse(&error),
+    match cli.command {
+        Command::Boot(arguments) => boot(arguments, &timeline),
+        Command::Clone(arguments) => clone(arguments, &timeline),
     }
+    .unwrap_or_else(|error| refuse(&error))
+}
+
+fn boot(arguments: Boot, timeline: &Timeline) -> anyhow::Result<ExitCode> {
+    let spec = wire::Spec::parse(&read_spec(&arguments.spec)?)?;
+    let spec = SandboxSpec::try_from(spec)?;
+    timeline.mark("spec");
+    let ties = ties(arguments.lifeline, arguments.control)?;
+    Ok(run(sandbox::boot(&spec, &ties, timeline), timeline))
+}
+
+fn clone(arguments: Clone, timeline: &Timeline) -> anyhow::Result<ExitCode> {
+    let spec = wire::CloneSpec::parse(&read_spec(&arguments.spec)?)?;
+    let spec = CloneSpec::try_from(spec)?;
+    let ties = ties(arguments.lifeline, arguments.control)?;
+    let running = Template::open(&arguments.template)
+        .map_err(SandboxError::from)
+        .and_then(|template| {
+            timeline.mark("template");
+            sandbox::restore(&template, &spec, &ties, timeline)
+        });
+    if running.is_ok() {
+        emit(&timeline.event());
+    }
+    Ok(run(running, timeline))
+}
+
+fn ties(lifeline: Option<i32>, control: Option<PathBuf>) -> Result<Ties, SandboxError> {
+    let lifeline = lifeline.map(lifeline::inherited).transpose();
+    Ok(Ties {
+        lifeline: lifeline.map_err(SandboxError::Lifeline)?,
+        control,
+    })
 }
 
 /// A bad spec or command line: one message, and nothing was started.
@@ -69,7 +102,7 @@ fn parse_arguments() -> Result<Cli, ExitCode> {
     })
 }
 
-fn read_spec(path: &Path) -> anyhow::Result<SandboxSpec> {
+fn read_spec(path: &Path) -> anyhow::Result<Vec<u8>> {
     let source: Box<dyn Read> = if path == Path::new("-") {
         Box::new(io::stdin().lock())
     } else {
@@ -88,30 +121,26 @@ fn read_spec(path: &Path) -> anyhow::Result<SandboxSpec> {
         path.display(),
         wire::MAX_SPEC_BYTES
     );
-    Ok(wire::Spec::parse(&json)?.try_into()?)
+    Ok(json)
 }
 
-fn run(spec: &SandboxSpec, boot: Boot, timeline: &Timeline) -> ExitCode {
-    timeline.mark("spec");
-    let lifeline = match boot.lifeline.map(lifeline::inherited).transpose() {
-        Ok(lifeline) => lifeline,
-        Err(error) => return refuse(&SandboxError::Lifeline(error).into()),
-    };
-    let ties = Ties {
-        lifeline,
-        control: boot.control,
-    };
-    let outcome = match sandbox::boot(spec, &ties, timeline) {
+/// Runs a sandbox to its end and says how it ended.
+fn run(made: Result<Running, SandboxError>, timeline: &Timeline) -> ExitCode {
+    let outcome = match made {
         Ok(running) => {
             log::debug!("{}", timeline.event().to_line());
             running.run()
         }
-        Err(error) if error.blames_spec() => return refuse(&error.into()),
-        Err(error) => Outcome::Error(format!("{:#}", anyhow::Error::new(error))),
+        Err(error) => match error.outcome() {
+            Some(outcome) => outcome,
+            None => return refuse(&error.into()),
+        },
     };
     let message = outcome.to_string();
     match outcome {
-        Outcome::Error(_) => log::error!("{message}"),
+        Outcome::Error(_) | Outcome::TemplateStale(_) | Outcome::TemplateDamaged(_) => {
+            log::error!("{message}");
+        }
         _ => log::info!("{message}"),
     }
     emit(&Event::Exit {

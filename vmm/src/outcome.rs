@@ -19,6 +19,10 @@ pub enum Outcome {
     BackendLost(String),
     /// The host failed us.
     Error(String),
+    /// The template does not fit what is here; a new one would.
+    TemplateStale(String),
+    /// The template is not whole.
+    TemplateDamaged(String),
 }
 
 impl Outcome {
@@ -28,6 +32,8 @@ impl Outcome {
         match self {
             Self::PowerOff | Self::Stopped => 0,
             Self::Error(_) => 1,
+            Self::TemplateStale(_) => 3,
+            Self::TemplateDamaged(_) => 4,
             Self::Restart => 10,
             Self::Panic => 11,
             Self::Crash(_) => 12,
@@ -46,6 +52,8 @@ impl Outcome {
             Self::Stopped => "stopped",
             Self::BackendLost(_) => "backend_lost",
             Self::Error(_) => "error",
+            Self::TemplateStale(_) => "template_stale",
+            Self::TemplateDamaged(_) => "template_damaged",
         }
     }
 }
@@ -57,7 +65,23 @@ impl fmt::Display for Outcome {
             Self::Restart => f.write_str("the guest asked for a restart"),
             Self::Panic => f.write_str("the guest kernel panicked; its console says why"),
             Self::Stopped => f.write_str("stopped by the host"),
-            Self::Crash(why) | Self::BackendLost(why) | Self::Error(why) => f.write_str(why),
+            Self::Crash(why)
+            | Self::BackendLost(why)
+            | Self::Error(why)
+            | Self::TemplateStale(why)
+            | Self::TemplateDamaged(why) => f.write_str(why),
         }
     }
+}
+
+/// An error with its causes, for an outcome or the log.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

@@ -19,8 +19,9 @@ use crate::kvm::{Hypervisor, KvmError, Vm, msr};
 use crate::lifeline::Lifeline;
 use crate::lock::lock;
 use crate::memory::{GuestRam, MemoryError};
-use crate::outcome::Outcome;
-use crate::spec::SandboxSpec;
+use crate::outcome::{Outcome, with_causes};
+use crate::spec::{CloneSpec, SandboxSpec};
+use crate::template::{Template, TemplateError};
 use crate::timeline::Timeline;
 use crate::vcpu::Vcpu;
 use crate::vcpu::exit_slot::ExitSlot;
@@ -31,6 +32,9 @@ use crate::wire::emit;
 /// Why a sandbox did not come to run.
 #[derive(Debug, Error)]
 pub enum SandboxError {
+    /// The template does not fit, or is not whole.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A disk's backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -68,6 +72,16 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
+    /// What it means for the process; nothing if the spec or the command line is to blame.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Template(error) => Some(error.outcome()),
+            error if error.blames_spec() => None,
+            error => Some(Outcome::Error(with_causes(error))),
+        }
+    }
+
     /// True if another spec (or command line) would help: a file it names cannot be used.
     #[must_use]
     pub fn blames_spec(&self) -> bool {
@@ -107,6 +121,7 @@ pub struct Running {
 /// Cold boot.
 pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Running, SandboxError> {
     let backends = spec
+        .devices
         .disks
         .iter()
         .map(Connecting::start)
@@ -117,11 +132,11 @@ pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Runn
     let ram = GuestRam::allocate(&spec.memory)?;
     ram.register(vm.fd())?;
     timeline.mark("memory");
-    let words = command_line::build(spec, ram.window().range, virtio_count(spec));
+    let words = command_line::build(spec, ram.window().range, virtio_count(&spec.devices));
     let entry = boot::load(&ram, &spec.kernel, spec.vcpus, &words)?;
     timeline.mark("kernel");
     let parts = Parts {
-        spec,
+        spec: &spec.devices,
         ram: &ram,
         vm: &vm,
         backends,
@@ -144,6 +159,16 @@ pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Runn
         vm,
         ram,
     })
+}
+
+/// A clone of a template.
+pub fn restore(
+    _template: &Template,
+    _spec: &CloneSpec,
+    _ties: &Ties,
+    _timeline: &Timeline,
+) -> Result<Running, SandboxError> {
+    todo!()
 }
 
 impl Running {

@@ -3,12 +3,15 @@
 //! A `SandboxSpec` can only be had from [`crate::wire::Spec`] by `TryFrom`, so whoever holds one need
 //! not check again. Whether files exist is found out where they are opened.
 
+mod clone;
+
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use self::clone::{Binding, CloneDiskSpec, CloneSpec, MAX_LABEL, MAX_LABELS};
 use crate::memory::layout::MIB;
 use crate::wire;
 
@@ -67,6 +70,13 @@ pub struct SandboxSpec {
     pub memory: MemorySpec,
     /// How many vCPUs.
     pub vcpus: u8,
+    /// What it has besides.
+    pub devices: DevicesSpec,
+}
+
+/// The devices of a sandbox, as a boot wants them and a clone takes them over from its template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicesSpec {
     /// Disks in device order.
     pub disks: Vec<DiskSpec>,
     /// The vsock device, if any.
@@ -142,9 +152,22 @@ pub struct ConsoleSpec {
     pub limit: u64,
 }
 
+impl ConsoleSpec {
+    /// A console that the guest can write to and nobody reads.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self {
+            sink: ConsoleSink::Nowhere,
+            limit: *CONSOLE_LIMIT.start(),
+        }
+    }
+}
+
 /// Where console output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConsoleSink {
+    /// Nowhere.
+    Nowhere,
     /// A file, created or emptied.
     Path(PathBuf),
     /// A descriptor that this process was started with.
@@ -166,9 +189,11 @@ impl TryFrom<wire::Spec> for SandboxSpec {
                 window_mib: wire.window_mib,
             },
             vcpus: wire.vcpus,
-            disks: disks(wire.disks)?,
-            vsock: wire.vsock.map(vsock).transpose()?,
-            console: wire.console.map(console).transpose()?,
+            devices: DevicesSpec {
+                disks: disks(wire.disks)?,
+                vsock: wire.vsock.map(vsock).transpose()?,
+                console: wire.console.map(console).transpose()?,
+            },
         })
     }
 }
@@ -192,29 +217,10 @@ fn kernel(wire: wire::Kernel) -> Result<KernelSpec, SpecError> {
 }
 
 fn disks(wire: Vec<wire::Disk>) -> Result<Vec<DiskSpec>, SpecError> {
-    if wire.len() > MAX_DISKS {
-        return Err(SpecError::TooMany {
-            field: "disks",
-            count: wire.len(),
-            max: MAX_DISKS,
-        });
-    }
-    let mut seen = HashSet::new();
+    check_disks(wire.iter().map(|disk| (&*disk.id, &*disk.socket)))?;
     let mut disks = Vec::with_capacity(wire.len());
     for (index, disk) in wire.into_iter().enumerate() {
         let field = |name: &str| format!("disks[{index}].{name}");
-        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if disk.id.is_empty() || disk.id.len() > 64 || !disk.id.chars().all(usable) {
-            let why = "must be 1 to 64 letters, digits, dots, dashes or underscores";
-            return Err(text(field("id"), why.to_owned()));
-        }
-        if !seen.insert(disk.id.clone()) {
-            return Err(text(
-                field("id"),
-                format!("{:?} is used by another disk", disk.id),
-            ));
-        }
-        socket(&field("socket"), &disk.socket, 0)?;
         within(&field("queues"), disk.queues, &DISK_QUEUES)?;
         within(&field("queue_size"), disk.queue_size, &QUEUE_SIZE)?;
         power_of_two(&field("queue_size"), disk.queue_size)?;
@@ -234,6 +240,33 @@ fn disks(wire: Vec<wire::Disk>) -> Result<Vec<DiskSpec>, SpecError> {
         });
     }
     Ok(disks)
+}
+
+/// Ids and sockets, as a boot's disks and a clone's have them.
+fn check_disks<'a>(
+    disks: impl ExactSizeIterator<Item = (&'a str, &'a Path)>,
+) -> Result<(), SpecError> {
+    if disks.len() > MAX_DISKS {
+        return Err(SpecError::TooMany {
+            field: "disks",
+            count: disks.len(),
+            max: MAX_DISKS,
+        });
+    }
+    let mut seen = HashSet::new();
+    for (index, (id, path)) in disks.enumerate() {
+        let field = |name: &str| format!("disks[{index}].{name}");
+        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if id.is_empty() || id.len() > 64 || !id.chars().all(usable) {
+            let why = "must be 1 to 64 letters, digits, dots, dashes or underscores";
+            return Err(text(field("id"), why.to_owned()));
+        }
+        if !seen.insert(id) {
+            return Err(text(field("id"), format!("{id:?} is used by another disk")));
+        }
+        socket(&field("socket"), path, 0)?;
+    }
+    Ok(())
 }
 
 fn vsock(wire: wire::Vsock) -> Result<VsockSpec, SpecError> {

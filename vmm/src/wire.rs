@@ -3,6 +3,7 @@
 //! In: the spec, one request a line on the control socket. Out: events on stdout, answers on the control
 //! socket. Unknown fields are refused; an error names the path of the field it stumbled over.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -98,6 +99,41 @@ fn default_console_limit() -> u64 {
     1 << 20
 }
 
+/// `clone --spec`: what a clone does not inherit from its template.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneSpec {
+    pub binding: BTreeMap<String, String>,
+    #[serde(default)]
+    pub disks: Vec<CloneDisk>,
+    #[serde(default)]
+    pub vsock: Option<CloneVsock>,
+    #[serde(default)]
+    pub console: Option<Console>,
+}
+
+/// One of `disks` of [`CloneSpec`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneDisk {
+    pub id: String,
+    pub socket: PathBuf,
+}
+
+/// `vsock` of [`CloneSpec`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVsock {
+    pub socket: PathBuf,
+}
+
+impl CloneSpec {
+    /// Reads a clone's spec from JSON text.
+    pub fn parse(json: &[u8]) -> Result<Self, ParseError> {
+        parse(json)
+    }
+}
+
 impl Spec {
     /// Reads a spec from JSON text.
     pub fn parse(json: &[u8]) -> Result<Self, ParseError> {
@@ -106,13 +142,23 @@ impl Spec {
 }
 
 /// One line to the control socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Request {
     Pause {},
     Resume {},
     Status {},
     Stop {},
+    Capture(Capture),
+}
+
+/// `capture` of [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capture {
+    pub directory: PathBuf,
+    #[serde(default)]
+    pub binding: BTreeMap<String, String>,
 }
 
 impl Request {
@@ -128,9 +174,19 @@ impl Request {
 pub enum Reply {
     Paused {},
     Resumed {},
-    Status { state: &'static str, vcpus: usize },
+    Status {
+        state: &'static str,
+        vcpus: usize,
+    },
     Stopping {},
-    Error { message: String },
+    /// Bytes of data, holes not counted.
+    Captured {
+        memory_bytes: u64,
+        window_bytes: u64,
+    },
+    Error {
+        message: String,
+    },
 }
 
 /// One line on stdout.
@@ -138,7 +194,8 @@ pub enum Reply {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     Timeline {
-        /// Name and microseconds since exec, in the order they happened.
+        /// Name and microseconds since exec, or since the request for a clone, in the order they
+        /// happened.
         #[serde(serialize_with = "as_map")]
         instants_us: Vec<(&'static str, u64)>,
     },

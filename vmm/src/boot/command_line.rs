@@ -21,7 +21,7 @@ pub fn build(spec: &SandboxSpec, window: Range, devices: u32) -> String {
         line.push(' ');
         line.write_fmt(text).expect("a String takes any text");
     };
-    if spec.console.is_some() {
+    if spec.devices.console.is_some() {
         word(format_args!("console=ttyS0"));
     }
     word(format_args!(

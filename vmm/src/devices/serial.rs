@@ -8,11 +8,13 @@
 //!
 //! Bytes are collected to lines: a write per character would cost a boot tens of milliseconds.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
+use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,8 +27,15 @@ const BUFFER: usize = 1024;
 const LIMIT_NOTICE: &[u8] = b"\n[console limit reached, the rest is dropped]\n";
 
 /// The device.
-#[derive(Debug)]
-pub struct Console<W: Write + Send>(Mutex<Serial<Line, vm_superio::serial::NoEvents, Sink<W>>>);
+pub struct Console<W: Write + Send>(Mutex<Port<W>>);
+
+type Port<W> = Serial<Line, NoEvents, Sink<W>>;
+
+impl<W: Write + Send> fmt::Debug for Console<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").finish_non_exhaustive()
+    }
+}
 
 impl<W: Write + Send> Console<W> {
     /// A console that raises `line` and writes at most `limit` bytes to `out`.
@@ -45,9 +54,7 @@ impl<W: Write + Send> Console<W> {
         self.lock().writer_mut().write_out();
     }
 
-    fn lock(
-        &self,
-    ) -> std::sync::MutexGuard<'_, Serial<Line, vm_superio::serial::NoEvents, Sink<W>>> {
+    fn lock(&self) -> MutexGuard<'_, Port<W>> {
         lock(&self.0)
     }
 }

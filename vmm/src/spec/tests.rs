@@ -33,18 +33,18 @@ fn a_full_spec_is_read_as_it_is_meant() {
         spec.kernel.initrd.as_deref(),
         Some(Path::new("/k/initrd.cpio"))
     );
-    let root = &spec.disks[0];
+    let root = &spec.devices.disks[0];
     assert_eq!(
         (root.read_only, root.queues, root.queue_size),
         (true, 1, 128)
     );
-    let scratch = &spec.disks[1];
+    let scratch = &spec.devices.disks[1];
     assert_eq!(
         (scratch.read_only, scratch.queues, scratch.queue_size),
         (false, 2, 256)
     );
-    assert_eq!(spec.vsock.unwrap().cid, 3);
-    let console = spec.console.unwrap();
+    assert_eq!(spec.devices.vsock.unwrap().cid, 3);
+    let console = spec.devices.console.unwrap();
     assert_eq!(console.sink, ConsoleSink::Path("/r/console.log".into()));
 }
 
@@ -53,7 +53,11 @@ fn little_has_to_be_said() {
     let spec = json!({"kernel": {"path": "/k"}, "memory_mib": 64, "vcpus": 1});
     let spec = read(&spec).unwrap();
     assert_eq!(spec.memory.window_mib, 2);
-    assert!(spec.disks.is_empty() && spec.vsock.is_none() && spec.console.is_none());
+    assert!(
+        spec.devices.disks.is_empty()
+            && spec.devices.vsock.is_none()
+            && spec.devices.console.is_none()
+    );
 }
 
 #[test]
@@ -217,7 +221,7 @@ proptest! {
             prop_assert!(MEMORY_MIB.contains(&spec.memory.mib));
             prop_assert!(spec.memory.window_mib.is_power_of_two() && spec.memory.window_mib <= 8);
             prop_assert!(VCPUS.contains(&spec.vcpus));
-            prop_assert!(spec.disks.iter().all(|d| QUEUE_SIZE.contains(&d.queue_size)));
+            prop_assert!(spec.devices.disks.iter().all(|d| QUEUE_SIZE.contains(&d.queue_size)));
         }
     }
 }

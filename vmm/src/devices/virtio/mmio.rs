@@ -25,7 +25,7 @@ use super::{ActivateError, Activation, INTERRUPT_USED, Interrupt, VirtQueue, Vir
 use crate::bus::BusDevice;
 use crate::lock::lock;
 use crate::memory::GuestMemory;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, with_causes};
 
 /// "virt"
 const MAGIC: u32 = 0x7472_6976;
@@ -221,7 +221,7 @@ impl MmioTransport {
             drop(device);
             registers.status |= status::NEEDS_RESET;
             self.interrupt.signal_config();
-            self.complain(&chain(&error));
+            self.complain(&with_causes(&error));
         }
     }
 
@@ -287,18 +287,6 @@ impl BusDevice for MmioTransport {
         }
         ControlFlow::Continue(())
     }
-}
-
-/// An error with its causes, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The `select`th 32 bits of the feature bits.
