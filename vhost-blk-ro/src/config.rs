@@ -57,7 +57,21 @@ pub enum DiskConfig {
         directory: PathBuf,
         flush: Flush,
         ready: usize,
+        /// Guests of this disk may be in the middle of their lives: clones of a template.
+        resumes: bool,
+        /// Where the layer stays when its session ends.
+        keep: Option<PathBuf>,
     },
+}
+
+impl DiskConfig {
+    /// Whether a guest may come with rings in use. An image can serve it: nothing of it was lost.
+    pub fn resumes(&self) -> bool {
+        match self {
+            Self::Image { .. } => true,
+            Self::Scratch { resumes, .. } => *resumes,
+        }
+    }
 }
 
 impl Config {
@@ -154,6 +168,9 @@ struct ScratchWire {
     flush: FlushWire,
     #[serde(default)]
     ready: usize,
+    #[serde(default)]
+    resumes: bool,
+    keep: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -207,6 +224,10 @@ impl ScratchWire {
             let problem = format!("must be 0 to {READY_MAX}");
             return Err(field(format!("{at}.disk.scratch.ready"), problem));
         }
+        if self.keep.as_ref().is_some_and(|path| !path.is_absolute()) {
+            let problem = "must be an absolute path";
+            return Err(field(format!("{at}.disk.scratch.keep"), problem));
+        }
         let flush = match self.flush {
             FlushWire::Volatile => Flush::Volatile,
             FlushWire::Durable => Flush::Durable,
@@ -215,13 +236,17 @@ impl ScratchWire {
             template,
             directory,
             ready,
-            ..
+            resumes,
+            keep,
+            flush: _,
         } = self;
         Ok(DiskConfig::Scratch {
             template,
             directory,
             flush,
             ready,
+            resumes,
+            keep,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The whole daemon: open every disk, bind every socket, say so, accept until told to stop, clean
 //! up. One thread accepts for all sockets; each session has its own.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::Config;
+use crate::event::{self, Event};
 use crate::listener::{Images, Listener};
 use crate::session::Options;
 
@@ -35,7 +36,7 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
     let lifeline = lifeline.map(open_lifeline).transpose()?;
     raise_descriptor_limit();
     let listeners = bind_all(config)?;
-    announce().context("cannot write to standard output")?;
+    event::say(&Event::Listening).context("cannot write to standard output")?;
 
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("cannot create epoll")?;
     let watch = |fd: &dyn AsFd, token| {
@@ -66,17 +67,12 @@ fn bind_all(config: &Config) -> anyhow::Result<Vec<Listener>> {
             serial: listener.serial,
             queues: config.queues,
             trust: listener.trust,
+            resumes: listener.disk.resumes(),
             poll: config.poll,
         };
         listeners.push(Listener::bind(listener, options, &mut images)?);
     }
     Ok(listeners)
-}
-
-fn announce() -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, r#"{{"event":"listening"}}"#)?;
-    out.flush()
 }
 
 fn accept_until_stopped(

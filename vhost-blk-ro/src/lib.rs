@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod disk;
+pub mod event;
 pub mod execute;
 pub mod image;
 pub mod iov;

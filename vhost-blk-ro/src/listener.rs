@@ -17,10 +17,12 @@ use thiserror::Error;
 
 use crate::config::{DiskConfig, ListenerConfig};
 use crate::disk::Disk;
+use crate::event::{self, Event};
 use crate::image::{self, Image, Source};
+use crate::scratch::keep::{self, Keep};
 use crate::scratch::pool::Pool;
-use crate::scratch::{self, Template};
-use crate::session::{self, Options};
+use crate::scratch::{self, Layer, Template};
+use crate::session::{self, Options, Outcome, Rings};
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -28,6 +30,8 @@ pub enum Error {
     Image(#[from] image::Error),
     #[error("cannot use the scratch disk")]
     Scratch(#[from] scratch::Error),
+    #[error("cannot keep the scratch disk")]
+    Keep(#[from] keep::Error),
     #[error("cannot start the thread that makes scratch layers")]
     Pool(#[source] io::Error),
     #[error("{0} is in use by another process")]
@@ -62,15 +66,27 @@ impl Served {
                 directory,
                 flush,
                 ready,
+                keep,
+                resumes: _,
             } => {
                 let source = Source::open(template)?;
-                let template = Template::new(source, directory, *flush);
+                let mut template = Template::new(source, directory, *flush);
+                if let Some(path) = keep {
+                    template = template.kept(Keep::new(path)?);
+                }
                 // A directory that cannot hold a layer should be known now, not at the first VM.
                 drop(template.layer()?);
                 Ok(Self::Scratch(
                     Pool::start(Arc::new(template), *ready).map_err(Error::Pool)?,
                 ))
             }
+        }
+    }
+
+    fn keep(&self) -> Option<&Keep> {
+        match self {
+            Self::Image(_) => None,
+            Self::Scratch(pool) => pool.template().keep(),
         }
     }
 
@@ -177,7 +193,7 @@ impl Shared {
         } = self;
         log::info!("session {number} on {name}: started");
         let disk = match served.disk() {
-            Ok(disk) => disk,
+            Ok(disk) => Arc::new(disk),
             Err(error) => {
                 log::error!(
                     "session {number} on {name}: refused: {:#}",
@@ -186,7 +202,9 @@ impl Shared {
                 return;
             }
         };
-        let (end, stats) = session::serve(connection, disk, options, stop);
+        let Outcome { end, rings, stats } =
+            session::serve(connection, Arc::clone(&disk), options, stop);
+        let tidy = end.is_tidy();
         log::log!(
             end.level(),
             "session {number} on {name}: ended: {:#}; {} requests, {} failed, {} bytes read, {} written",
@@ -196,6 +214,37 @@ impl Shared {
             stats.bytes_read,
             stats.bytes_written,
         );
+        if let (Some(keep), Disk::Layer(layer)) = (served.keep(), &*disk) {
+            publish(keep, layer, tidy, rings);
+        }
+    }
+}
+
+/// Keeps what a session left, if it left it whole, and says how that went. A connection that never
+/// used the disk is nothing to speak of.
+fn publish(keep: &Keep, layer: &Layer, tidy: bool, rings: Rings) {
+    let outcome = match rings {
+        Rings::Unused => return,
+        Rings::Stopped if tidy => keep.publish(layer).map_err(anyhow::Error::new),
+        Rings::Stopped | Rings::Running => Err(anyhow::anyhow!(
+            "the front end left without stopping every ring (GET_VRING_BASE)"
+        )),
+    };
+    let path = keep.path();
+    let said = match outcome {
+        Ok(()) => {
+            log::info!("kept {}", path.display());
+            event::say(&Event::Kept { path })
+        }
+        Err(error) => {
+            let reason = format!("{error:#}");
+            log::error!("not kept: {}: {reason}", path.display());
+            let reason = &reason;
+            event::say(&Event::NotKept { path, reason })
+        }
+    };
+    if let Err(error) = said {
+        log::warn!("cannot write to standard output: {error}");
     }
 }
 

@@ -4,9 +4,10 @@
 //! Must hold: the file has no name (`O_TMPFILE`, else unlinked before the first byte is written), so
 //! neither a crash nor a forgotten step can leave one tenant's data to another. Its length never
 //! changes: a full file system shows as an I/O error on write, and what was written before stays
-//! readable.
+//! readable. The one exception is a layer that its listener keeps, see [`keep`].
 
 mod copy;
+pub mod keep;
 pub mod pool;
 
 use std::fs::File;
@@ -22,6 +23,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::disk::{Capacity, Extent};
 use crate::image::{self, Source};
 use crate::iov::{self, Segment, Span, Sync, Wait};
+use keep::Keep;
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -55,6 +57,7 @@ pub struct Template {
     source: Source,
     directory: PathBuf,
     flush: Flush,
+    keep: Option<Keep>,
 }
 
 impl Template {
@@ -63,7 +66,22 @@ impl Template {
             source,
             directory: directory.to_path_buf(),
             flush,
+            keep: None,
         }
+    }
+
+    /// With layers that can be published, made where they will be.
+    #[must_use]
+    pub fn kept(self, keep: Keep) -> Self {
+        Self {
+            directory: keep.directory().to_path_buf(),
+            keep: Some(keep),
+            ..self
+        }
+    }
+
+    pub fn keep(&self) -> Option<&Keep> {
+        self.keep.as_ref()
     }
 
     pub fn capacity(&self) -> Capacity {
@@ -77,7 +95,11 @@ impl Template {
     /// A fresh layer with the template's content.
     pub fn layer(&self) -> Result<Layer, Error> {
         self.source.check()?;
-        let file = nameless_file(&self.directory).map_err(|source| Error::Create {
+        let file = match self.keep {
+            None => nameless_file(&self.directory),
+            Some(_) => linkable_file(&self.directory),
+        };
+        let file = file.map_err(|source| Error::Create {
             directory: self.directory.clone(),
             source,
         })?;
@@ -100,9 +122,17 @@ impl Template {
     }
 }
 
-/// A file in `directory` that has no name.
+const ACCESS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC);
+
+/// A file in `directory` without a name, that may get one. Not on every file system.
+fn linkable_file(directory: &Path) -> io::Result<File> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    Ok(open(directory, ACCESS | OFlags::TMPFILE, mode)?.into())
+}
+
+/// A file in `directory` that has no name and never gets one.
 fn nameless_file(directory: &Path) -> io::Result<File> {
-    let access = OFlags::RDWR | OFlags::CLOEXEC | OFlags::EXCL;
+    let access = ACCESS | OFlags::EXCL;
     let mode = Mode::RUSR | Mode::WUSR;
     // With O_EXCL the kernel also refuses to give it a name later.
     match open(directory, access | OFlags::TMPFILE, mode) {

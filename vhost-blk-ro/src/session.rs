@@ -38,6 +38,8 @@ pub struct Options {
     pub serial: Serial,
     pub queues: u16,
     pub trust: Trust,
+    /// Whether a guest may come with rings that were in use before its connection.
+    pub resumes: bool,
     /// Longest time to look for more work before sleeping.
     pub poll: Duration,
 }
@@ -62,6 +64,11 @@ pub enum End {
 }
 
 impl End {
+    /// Whether neither side did anything wrong.
+    pub fn is_tidy(&self) -> bool {
+        matches!(self, Self::FrontEndGone | Self::Stopped)
+    }
+
     pub fn level(&self) -> log::Level {
         match self {
             Self::FrontEndGone | Self::Stopped | Self::Elsewhere => log::Level::Info,
@@ -71,16 +78,39 @@ impl End {
     }
 }
 
+/// How the front end left its rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rings {
+    /// None was ever started.
+    Unused,
+    /// Each that ran was stopped: every request that was taken is answered.
+    Stopped,
+    /// At least one was still running.
+    Running,
+}
+
+/// What a session was.
+#[derive(Debug)]
+pub struct Outcome {
+    pub end: End,
+    pub rings: Rings,
+    pub stats: Stats,
+}
+
 /// Serves `connection` until it ends. `stop` becomes readable when the daemon stops.
 pub fn serve(
     connection: UnixStream,
-    disk: Disk,
+    disk: Arc<Disk>,
     options: &Options,
     stop: &OwnedFd,
-) -> (End, Stats) {
+) -> Outcome {
     match Session::prepare(connection, disk, options, stop) {
         Ok(session) => session.run(options),
-        Err(error) => (End::Host(error), Stats::default()),
+        Err(error) => Outcome {
+            end: End::Host(error),
+            rings: Rings::Unused,
+            stats: Stats::default(),
+        },
     }
 }
 
@@ -95,11 +125,10 @@ struct Session {
 impl Session {
     fn prepare(
         connection: UnixStream,
-        disk: Disk,
+        disk: Arc<Disk>,
         options: &Options,
         stop: &OwnedFd,
     ) -> io::Result<Self> {
-        let disk = Arc::new(disk);
         let over = eventfd(0, EventfdFlags::CLOEXEC)?;
         let rings: Vec<_> = (0..options.queues)
             .map(|_| SharedRing::new())
@@ -111,7 +140,7 @@ impl Session {
         if let Some(first) = rings.first() {
             first.watch(&connection, Wake::Control)?;
         }
-        let control = Control::new(Arc::clone(&disk), rings.clone(), options.trust);
+        let control = Control::new(Arc::clone(&disk), rings.clone(), options);
         let endpoint = Endpoint::from_stream(connection, Arc::new(Mutex::new(control)));
         Ok(Self {
             disk,
@@ -122,13 +151,17 @@ impl Session {
     }
 
     /// Runs every worker to its end; the first real reason among theirs is the session's.
-    fn run(mut self, options: &Options) -> (End, Stats) {
-        let Some((first, others)) = self.rings.split_first() else {
-            return (End::Elsewhere, Stats::default());
-        };
-        let (disk, over) = (&self.disk, &self.over);
+    fn run(mut self, options: &Options) -> Outcome {
         let mut stats = Stats::default();
         let mut end = End::Elsewhere;
+        let Some((first, others)) = self.rings.split_first() else {
+            return Outcome {
+                end,
+                rings: Rings::Unused,
+                stats,
+            };
+        };
+        let (disk, over) = (&self.disk, &self.over);
         thread::scope(|scope| {
             let work = |ring, control| {
                 // Also when a panic unwinds through here.
@@ -167,8 +200,20 @@ impl Session {
                 );
             }
         });
-        (end, stats)
+        let rings = left(&self.rings);
+        Outcome { end, rings, stats }
     }
+}
+
+fn left(rings: &[SharedRing]) -> Rings {
+    let stopped = rings.iter().filter_map(|ring| ring.lock().is_stopped());
+    stopped.fold(Rings::Unused, |left, stopped| {
+        if stopped && left != Rings::Running {
+            Rings::Stopped
+        } else {
+            Rings::Running
+        }
+    })
 }
 
 /// Ends all workers of a session when dropped.

@@ -142,7 +142,7 @@ mod tests {
             ..Setup::default()
         };
         assert!(Device::connect(&daemon.scratch(), &setup).is_err());
-        let text = "a scratch layer is gone with the connection";
+        let text = "only a socket for clones";
         wait_for(|| daemon.log().contains(text), || daemon.log());
     }
 

@@ -15,7 +15,9 @@ fn the_full_form_is_understood() {
               {"socket": "/run/root.sock", "disk": {"image": {"path": "/x.erofs"}}},
               {"socket": "/run/scratch.sock", "trusted_front_end": true,
                "disk": {"scratch": {"template": "/t.img", "directory": "/var/s",
-                                    "flush": "durable", "ready": 3}, "serial": "data"}} ],
+                                    "flush": "durable", "ready": 3,
+                                    "resumes": true, "keep": "/k/scratch.img"},
+                        "serial": "data"}} ],
              "queues": 2, "poll_us": 0 }"#,
     )
     .unwrap();
@@ -37,10 +39,15 @@ fn the_full_form_is_understood() {
         (scratch.serial, scratch.trust),
         (Serial::new("data").unwrap(), Trust::Yes)
     );
-    let DiskConfig::Scratch { flush, ready, .. } = &scratch.disk else {
+    let DiskConfig::Scratch {
+        flush, ready, keep, ..
+    } = &scratch.disk
+    else {
         panic!("a scratch")
     };
     assert_eq!((*flush, *ready), (Flush::Durable, 3));
+    assert_eq!(keep.as_deref(), Some("/k/scratch.img".as_ref()));
+    assert!(root.disk.resumes() && scratch.disk.resumes());
 }
 
 #[test]
@@ -55,9 +62,12 @@ fn volatile_and_one_queue_are_the_defaults() {
         DiskConfig::Scratch {
             flush: Flush::Volatile,
             ready: 0,
+            resumes: false,
+            keep: None,
             ..
         }
     ));
+    assert!(!scratch.disk.resumes());
 }
 
 #[test]
@@ -84,6 +94,14 @@ fn every_error_names_its_field() {
         (
             with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "ready": 65}}"#),
             "listeners[0].disk.scratch.ready",
+        ),
+        (
+            with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "keep": "k.img"}}"#),
+            "listeners[0].disk.scratch.keep: must be an absolute path",
+        ),
+        (
+            with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "resumes": 1}}"#),
+            "expected a boolean",
         ),
         (
             with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "flush": "never"}}"#),

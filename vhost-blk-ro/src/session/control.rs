@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use std::sync::atomic::Ordering;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -19,9 +18,9 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
-use super::config;
 use super::memory::{MemoryTable, Trust};
 use super::ring::SharedRing;
+use super::{Options, config};
 use crate::disk::Disk;
 
 const TRANSPORT: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -32,6 +31,7 @@ pub(super) struct Control {
     disk: Arc<Disk>,
     rings: Vec<SharedRing>,
     trust: Trust,
+    resumes: bool,
     table: Option<MemoryTable>,
     owned: bool,
     acked: u64,
@@ -40,11 +40,12 @@ pub(super) struct Control {
 }
 
 impl Control {
-    pub(super) fn new(disk: Arc<Disk>, rings: Vec<SharedRing>, trust: Trust) -> Self {
+    pub(super) fn new(disk: Arc<Disk>, rings: Vec<SharedRing>, options: &Options) -> Self {
         Self {
             disk,
             rings,
-            trust,
+            trust: options.trust,
+            resumes: options.resumes,
             table: None,
             owned: false,
             acked: 0,
@@ -175,31 +176,18 @@ impl VhostUserBackendReqHandlerMut for Control {
             guest.ok_or_else(|| refused(format!("ring address {address:#x} is not in the memory")))
         };
         let (descriptor, available, used) = (find(descriptor)?, find(available)?, find(used)?);
-        let mut ring = self.ring(index)?.lock();
-        ring.checked = false;
-        let queue = &mut ring.queue;
-        queue
-            .try_set_desc_table_address(descriptor)
-            .map_err(refused)?;
-        queue
-            .try_set_avail_ring_address(available)
-            .map_err(refused)?;
-        queue.try_set_used_ring_address(used).map_err(refused)?;
-        // The used index is the driver's truth about what has been answered; it is not part of the
-        // protocol's ring state.
-        let answered = queue
-            .used_idx(table.memory().as_ref(), Ordering::Acquire)
-            .map_err(refused)?;
-        queue.set_next_used(answered.0);
-        Ok(())
+        self.ring(index)?
+            .set_addresses(descriptor, available, used)
+            .map_err(host)
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
-        if base != 0 && !self.started && matches!(*self.disk, Disk::Layer(_)) {
+        if base != 0 && !self.started && !self.resumes {
             return Err(refused(
                 "the ring was in use before this connection, but a scratch layer is gone with the \
-                 connection it was made for",
+                 connection it was made for; only a socket for clones, with \"resumes\": true, takes \
+                 a guest in the middle of its life",
             ));
         }
         self.ring(index)?.lock().queue.set_next_avail(base);

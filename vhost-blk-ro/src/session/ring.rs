@@ -3,6 +3,11 @@
 //! A ring runs while it has addresses, a kick and the front end's permission; the kick is in the
 //! worker's epoll set for exactly that time. The lock around it is held for a whole batch, so when
 //! the control side has it, no request is in flight.
+//!
+//! A ring may begin in the middle of its guest's life: after a reconnect, or in a clone of a guest
+//! that was saved. Then it goes on where the guest's own used index says, whatever was available
+//! before is done without waiting for a kick, and the notification state that an earlier session
+//! left in the ring is written anew.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +20,7 @@ use std::time::Duration;
 use rustix::event::epoll;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, readlinkat};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// The longest queue a driver may choose (vhost-user, SET_VRING_NUM).
 pub(super) const QUEUE_SIZE_MAX: u16 = 1024;
@@ -36,9 +41,12 @@ pub(super) struct Ring {
     pub(super) memory: Option<Arc<GuestMemoryMmap>>,
     pub(super) call: Option<File>,
     kick: Option<OwnedFd>,
+    addressed: bool,
     enabled: bool,
     /// Whether the kick is in the worker's epoll set.
     pub(super) running: bool,
+    /// Whether it ever ran in this session.
+    started: bool,
     /// Whether the addresses were checked against the memory since either changed.
     pub(super) checked: bool,
     pub(super) write_through: bool,
@@ -51,11 +59,40 @@ impl Ring {
             memory: None,
             call: None,
             kick: None,
+            addressed: false,
             enabled: false,
             running: false,
+            started: false,
             checked: false,
             write_through: false,
         })
+    }
+
+    /// Whether the front end has stopped it since; nothing for a ring that never ran.
+    pub(super) fn is_stopped(&self) -> Option<bool> {
+        self.started.then_some(self.kick.is_none())
+    }
+
+    /// Goes on where the guest's used index stands; it is not part of the protocol's ring state.
+    ///
+    /// What was taken from the ring before and not answered is lost for good, and a guest that waits
+    /// for it hangs. Better to refuse it.
+    fn find_place(&mut self) -> io::Result<()> {
+        let memory = self
+            .memory
+            .as_deref()
+            .ok_or_else(|| io::Error::other("the ring has addresses but no memory"))?;
+        let answered = self.queue.used_idx(memory, Ordering::Acquire);
+        let answered = answered.map_err(io::Error::other)?.0;
+        let taken = self.queue.next_avail();
+        if taken != 0 && taken != answered {
+            return Err(io::Error::other(format!(
+                "the ring resumes at {taken}, but its guest has answers up to {answered}: requests \
+                 were in flight when it was stopped"
+            )));
+        }
+        self.queue.set_next_used(answered);
+        Ok(())
     }
 }
 
@@ -104,10 +141,11 @@ impl SharedRing {
     }
 
     pub(super) fn watch(&self, fd: impl AsFd, wake: Wake) -> io::Result<()> {
-        // The kick's counter is never read: an edge per kick saves that system call, and a kick
-        // that came early still shows as the first edge.
+        // The kick's counter is never read: an edge per kick saves that system call. It can be
+        // written from the start, which makes the first edge: so a ring that starts is looked at
+        // once, whether its guest kicked before, after, or in an earlier session.
         let edge = if wake == Wake::Kick {
-            epoll::EventFlags::ET
+            epoll::EventFlags::ET | epoll::EventFlags::OUT
         } else {
             epoll::EventFlags::empty()
         };
@@ -132,7 +170,24 @@ impl SharedRing {
         self.settle(&mut ring)
     }
 
-    /// The queue runs from the first kick on, which may have happened already.
+    pub(super) fn set_addresses(
+        &self,
+        descriptors: GuestAddress,
+        available: GuestAddress,
+        used: GuestAddress,
+    ) -> io::Result<()> {
+        let mut ring = self.lock();
+        let queue = &mut ring.queue;
+        queue
+            .try_set_desc_table_address(descriptors)
+            .and_then(|()| queue.try_set_avail_ring_address(available))
+            .and_then(|()| queue.try_set_used_ring_address(used))
+            .map_err(io::Error::other)?;
+        ring.addressed = true;
+        ring.checked = false;
+        self.settle(&mut ring)
+    }
+
     pub(super) fn set_kick(&self, kick: File) -> io::Result<()> {
         expect_eventfd(&kick)?;
         let mut ring = self.lock();
@@ -166,9 +221,12 @@ impl SharedRing {
 
     fn settle(&self, ring: &mut Ring) -> io::Result<()> {
         match &ring.kick {
-            Some(kick) if ring.enabled && !ring.running => {
-                self.watch(kick, Wake::Kick)?;
-                ring.running = true;
+            Some(_) if ring.enabled && ring.addressed && !ring.running => {
+                ring.find_place()?;
+                if let Some(kick) = &ring.kick {
+                    self.watch(kick, Wake::Kick)?;
+                }
+                (ring.running, ring.started) = (true, true);
                 Ok(())
             }
             Some(_) if !ring.enabled => self.unwatch(ring),

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -19,6 +19,7 @@ pub fn pattern(offset: u64, len: u64) -> Vec<u8> {
 
 pub struct Daemon {
     child: Child,
+    events: BufReader<ChildStdout>,
     dir: TempDir,
     config: String,
 }
@@ -26,25 +27,55 @@ pub struct Daemon {
 impl Daemon {
     /// `settings` goes into the top level of the configuration, with a comma in front.
     pub fn start(settings: &str) -> Self {
+        Self::start_scratch(settings, "")
+    }
+
+    /// `scratch` goes into the scratch disk's settings, with a comma behind; DIR in it is the
+    /// daemon's directory.
+    pub fn start_scratch(settings: &str, scratch: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("image"), pattern(0, 4 << 20)).unwrap();
         let template = std::fs::File::create(dir.path().join("template")).unwrap();
         template.set_len(16 << 20).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&template, &pattern(0, 65536), 0).unwrap();
-        let config = config(dir.path(), settings);
-        let child = spawn(dir.path(), &config);
-        Self { child, dir, config }
+        let scratch = scratch.replace("DIR", &dir.path().display().to_string());
+        let config = config(dir.path(), settings)
+            .replace(r#"{"template""#, &format!(r#"{{{scratch} "template""#));
+        Self::start_in(dir, config)
+    }
+
+    /// For clones whose scratch begins as `template`.
+    pub fn start_clones(template: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("image"), pattern(0, 4 << 20)).unwrap();
+        let usual = dir.path().join("template").display().to_string();
+        let config = config(dir.path(), "")
+            .replace(&usual, &template.display().to_string())
+            .replace(r#"{"template""#, r#"{"resumes": true, "template""#);
+        Self::start_in(dir, config)
     }
 
     /// With a configuration of the caller's; only the log is here.
     pub fn start_with(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let child = spawn(dir.path(), config);
+        Self::start_in(dir, config.to_owned())
+    }
+
+    fn start_in(dir: TempDir, config: String) -> Self {
+        let (child, events) = spawn(dir.path(), &config);
         Self {
             child,
+            events,
             dir,
-            config: config.to_owned(),
+            config,
         }
+    }
+
+    /// The next line on its standard output.
+    pub fn event(&mut self) -> String {
+        let mut line = String::new();
+        self.events.read_line(&mut line).unwrap();
+        line
     }
 
     pub fn path(&self) -> &Path {
@@ -74,7 +105,7 @@ impl Daemon {
     }
 
     pub fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), &self.config);
+        (self.child, self.events) = spawn(self.dir.path(), &self.config);
     }
 
     pub fn child(&mut self) -> &mut Child {
@@ -143,7 +174,7 @@ pub fn config(dir: &Path, settings: &str) -> String {
     )
 }
 
-pub fn spawn(dir: &Path, config: &str) -> Child {
+pub fn spawn(dir: &Path, config: &str) -> (Child, BufReader<ChildStdout>) {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
@@ -162,15 +193,14 @@ pub fn spawn(dir: &Path, config: &str) -> Child {
         .unwrap()
         .write_all(config.as_bytes())
         .unwrap();
+    let mut events = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    events.read_line(&mut line).unwrap();
     assert_eq!(
         line,
         "{\"event\":\"listening\"}\n",
         "the daemon's log is in {}",
         dir.display()
     );
-    child
+    (child, events)
 }
