@@ -17,6 +17,7 @@ pub struct Cli {
 pub enum Command {
     Boot(Boot),
     Clone(Clone),
+    Zygote(Zygote),
 }
 
 /// Boot a sandbox and run it to its end. Exit status: 0 powered off or stopped, 1 host error, 2 bad
@@ -52,4 +53,17 @@ pub struct Clone {
     /// path of a unix socket to make, for pause, resume, status and stop
     #[argh(option)]
     pub control: Option<PathBuf>,
+}
+
+/// Hold a template, and make clones of it when asked to. Exit status: 0 the socket was closed, 1 host
+/// error, 2 bad usage, 3 and 4 as of clone. A clone that it made exits as clone does.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "zygote")]
+pub struct Zygote {
+    /// the template's directory
+    #[argh(option)]
+    pub template: PathBuf,
+    /// number of an inherited unix socket of type seqpacket, for requests and answers
+    #[argh(option)]
+    pub socket: i32,
 }

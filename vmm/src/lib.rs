@@ -26,3 +26,4 @@ pub mod template;
 pub mod timeline;
 pub mod vcpu;
 pub mod wire;
+pub mod zygote;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rundlet_vmm::cli::{Boot, Cli, Clone, Command};
+use rundlet_vmm::cli::{self, Boot, Cli, Clone, Command};
 use rundlet_vmm::lifeline;
 use rundlet_vmm::outcome::Outcome;
 use rundlet_vmm::sandbox::{self, Running, SandboxError, Ties};
@@ -14,6 +14,10 @@ use rundlet_vmm::spec::{CloneSpec, SandboxSpec};
 use rundlet_vmm::template::Template;
 use rundlet_vmm::timeline::Timeline;
 use rundlet_vmm::wire::{self, Event, emit};
+use rundlet_vmm::zygote::channel::Channel;
+use rundlet_vmm::zygote::child::{Child, Settled};
+use rundlet_vmm::zygote::{Served, Zygote};
+use rustix::thread::set_name;
 
 /// Exit code of a bad spec or command line.
 const USAGE: u8 = 2;
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Boot(arguments) => boot(arguments, &timeline),
         Command::Clone(arguments) => clone(arguments, &timeline),
+        Command::Zygote(arguments) => zygote(&arguments),
     }
     .unwrap_or_else(|error| refuse(&error))
 }
@@ -58,6 +63,40 @@ fn clone(arguments: Clone, timeline: &Timeline) -> anyhow::Result<ExitCode> {
         emit(&timeline.event());
     }
     Ok(run(running, timeline))
+}
+
+/// Returns in the zygote and in each of its clones.
+fn zygote(arguments: &cli::Zygote) -> anyhow::Result<ExitCode> {
+    let channel = Channel::adopt(arguments.socket)
+        .with_context(|| format!("--socket: cannot use descriptor {}", arguments.socket))?;
+    set_name(c"rundlet-zygote")?;
+    let template = match Template::open(&arguments.template) {
+        Ok(template) => template,
+        Err(error) => return Ok(end(&error.outcome())),
+    };
+    match Zygote::new(channel).and_then(Zygote::serve) {
+        Ok(Served::Closed) => Ok(ExitCode::SUCCESS),
+        Ok(Served::Child(child)) => become_clone(*child, &template),
+        Err(error) => Ok(end(&Outcome::Error(format!(
+            "{:#}",
+            anyhow::Error::new(error)
+        )))),
+    }
+}
+
+fn become_clone(child: Child, template: &Template) -> anyhow::Result<ExitCode> {
+    let timeline = child.timeline();
+    let Settled {
+        spec,
+        ties,
+        console,
+    } = child.settle().context("a clone cannot settle")?;
+    let running = sandbox::restore(template, &spec, &ties, &timeline);
+    drop((ties, console));
+    if running.is_ok() {
+        emit(&timeline.event());
+    }
+    Ok(run(running, &timeline))
 }
 
 fn ties(lifeline: Option<i32>, control: Option<PathBuf>) -> Result<Ties, SandboxError> {
@@ -136,6 +175,10 @@ fn run(made: Result<Running, SandboxError>, timeline: &Timeline) -> ExitCode {
             None => return refuse(&error.into()),
         },
     };
+    end(&outcome)
+}
+
+fn end(outcome: &Outcome) -> ExitCode {
     let message = outcome.to_string();
     match outcome {
         Outcome::Error(_) | Outcome::TemplateStale(_) | Outcome::TemplateDamaged(_) => {

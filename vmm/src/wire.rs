@@ -134,6 +134,17 @@ impl CloneSpec {
     }
 }
 
+impl Default for Console {
+    /// Without a sink, which it needs.
+    fn default() -> Self {
+        Self {
+            path: None,
+            fd: None,
+            limit_bytes: default_console_limit(),
+        }
+    }
+}
+
 impl Spec {
     /// Reads a spec from JSON text.
     pub fn parse(json: &[u8]) -> Result<Self, ParseError> {
@@ -225,7 +236,7 @@ fn as_map<S: Serializer>(pairs: &[(&'static str, u64)], out: S) -> Result<S::Ok,
     out.collect_map(pairs.iter().copied())
 }
 
-fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ParseError> {
+pub(crate) fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ParseError> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();

@@ -1,0 +1,79 @@
+//! A clone's process, between the fork and its restore.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use rustix::stdio::{dup2_stderr, dup2_stdout};
+use rustix::thread::set_name;
+
+use super::order::{Gifts, Order};
+use crate::sandbox::Ties;
+use crate::spec::CloneSpec;
+use crate::timeline::Timeline;
+
+/// A clone to be.
+#[derive(Debug)]
+pub struct Child {
+    order: Order,
+    timeline: Timeline,
+}
+
+/// What a child has in its hands when it is a process of its own.
+#[derive(Debug)]
+pub struct Settled {
+    /// What it shall be.
+    pub spec: CloneSpec,
+    /// Its lifeline; a clone of a zygote has no control socket.
+    pub ties: Ties,
+    /// The spec's console writes here; to be kept open until that has been restored.
+    pub console: Option<OwnedFd>,
+}
+
+impl Child {
+    /// The process has just been made; it was asked for at `since`.
+    pub(super) fn new(order: Order, since: Instant) -> Self {
+        let timeline = Timeline::since(since);
+        timeline.mark("forked");
+        Self { order, timeline }
+    }
+
+    /// What happened since the request.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        self.timeline.clone()
+    }
+
+    /// Takes a name and standard output and error of its own.
+    pub fn settle(self) -> io::Result<Settled> {
+        let Order { id, spec, gifts } = self.order;
+        let Gifts {
+            cgroup,
+            lifeline,
+            stdout,
+            stderr,
+            console,
+        } = gifts;
+        // It was of use for the fork only.
+        drop(cgroup);
+        if let Some(stdout) = stdout {
+            dup2_stdout(stdout)?;
+        }
+        if let Some(stderr) = stderr {
+            dup2_stderr(stderr)?;
+        }
+        // The kernel keeps 15 bytes of it.
+        set_name(&CString::new(format!("vmm-{id}"))?)?;
+        let ties = Ties {
+            lifeline,
+            control: None,
+        };
+        self.timeline.mark("settled");
+        Ok(Settled {
+            spec,
+            ties,
+            console,
+        })
+    }
+}
