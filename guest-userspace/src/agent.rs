@@ -1,14 +1,14 @@
 //! The agent: one thread, one epoll loop, one slot per session.
 //!
 //! What must hold: nothing here blocks and nothing wakes up by itself. An idle agent sleeps in
-//! epoll_wait(2) without a timeout.
+//! epoll_wait(2) without a timeout. The one exception, [`renewal`], blocks while there is nothing to serve.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rundlet_protocol::frame::{MAX_DATA, write_message};
-use rundlet_protocol::{Failure, FailureKind, HOST_CID, Ready};
+use rundlet_protocol::{Failure, FailureKind, HOST_CID, Ready, Reply};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventFlags};
 use rustix::io::Errno;
@@ -16,7 +16,8 @@ use rustix::time::Timespec;
 
 use crate::cgroup::Cgroups;
 use crate::reap::{self, Reaper};
-use crate::session::{Session, Tools, Turn};
+use crate::renewal::{self, Identity};
+use crate::session::{Session, Tools, Turn, Wish};
 use crate::sys;
 use crate::watch::{Role, Token, Watch};
 
@@ -47,6 +48,7 @@ pub(crate) struct Agent {
     listener: OwnedFd,
     reaper: Reaper,
     cgroups: Cgroups,
+    identity: Box<dyn Identity>,
     slots: Vec<Slot>,
     /// Slots that want a turn.
     runnable: Vec<u16>,
@@ -68,16 +70,25 @@ struct Slot {
 
 impl Agent {
     /// Takes a listening socket that does not block.
-    pub(crate) fn new(listener: OwnedFd, cgroups: Cgroups) -> Result<Self, AgentError> {
-        Self::set_up(listener, cgroups).map_err(AgentError::SetUp)
+    pub(crate) fn new(
+        listener: OwnedFd,
+        cgroups: Cgroups,
+        identity: Box<dyn Identity>,
+    ) -> Result<Self, AgentError> {
+        Self::set_up(listener, cgroups, identity).map_err(AgentError::SetUp)
     }
 
-    fn set_up(listener: OwnedFd, cgroups: Cgroups) -> io::Result<Self> {
+    fn set_up(
+        listener: OwnedFd,
+        cgroups: Cgroups,
+        identity: Box<dyn Identity>,
+    ) -> io::Result<Self> {
         let agent = Agent {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             listener,
             reaper: Reaper::new()?,
             cgroups,
+            identity,
             slots: Vec::new(),
             runnable: Vec::new(),
             scratch: Vec::new(),
@@ -180,10 +191,10 @@ impl Agent {
             return;
         };
         let mut session = Session::new(socket);
-        let watched = self
-            .watch(index)
-            .add(session.connection().fd().as_fd(), Role::Connection);
-        if watched.is_err() {
+        let watch = self.watch(index);
+        let watched = session.connection().fd().map(AsFd::as_fd);
+        let watched = watched.map(|fd| watch.add(fd, Role::Connection));
+        if !matches!(watched, Some(Ok(()))) {
             return;
         }
         if live >= SESSIONS {
@@ -264,7 +275,9 @@ impl Agent {
             if session.wants_shutdown() && self.deadline.is_none() {
                 self.deadline = Some(Instant::now() + FAREWELL);
             }
+            let wish = session.take_wish();
             match turn {
+                Turn::Wait | Turn::Again if wish.is_some() => self.fulfil(index, wish),
                 Turn::Wait => {}
                 Turn::Again => self.wake(index),
                 Turn::Ended => {
@@ -274,6 +287,40 @@ impl Agent {
                     }
                 }
             }
+        }
+    }
+
+    /// Does what the session at `index` asked for, and has it say so.
+    fn fulfil(&mut self, index: u16, wish: Option<Wish>) {
+        let identity = &mut *self.identity;
+        let reply = match wish {
+            Some(Wish::Prepare) => {
+                let mut sessions = self.slots.iter().filter_map(|slot| slot.session.as_ref());
+                if sessions.any(Session::is_bound) {
+                    Err(Failure {
+                        kind: FailureKind::State,
+                        message:
+                            "a command runs that would end with its connection: wait for it, or \
+                                  start it with `keep`"
+                                .to_owned(),
+                    })
+                } else {
+                    renewal::prepare(identity, &mut self.cgroups).map(|()| Reply::Prepared {})
+                }
+            }
+            Some(Wish::Renew(renewal)) => {
+                let took = renewal::renew(&renewal, identity, &mut self.cgroups);
+                took.map(|took| Reply::Renewed {
+                    took_us: took.as_micros().try_into().unwrap_or(u64::MAX),
+                })
+            }
+            None => return,
+        };
+        if let Some(slot) = self.slots.get_mut(usize::from(index))
+            && let Some(session) = &mut slot.session
+        {
+            session.grant(reply);
+            self.wake(index);
         }
     }
 

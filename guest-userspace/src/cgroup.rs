@@ -7,6 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::process::getpid;
+
+mod freezer;
 
 /// The tree's root, and the leaves that still had processes when their command ended.
 #[derive(Debug)]
@@ -14,6 +17,8 @@ pub(crate) struct Cgroups {
     root: Option<OwnedFd>,
     next: u64,
     left_behind: Vec<String>,
+    /// Set between [`Cgroups::freeze`] and [`Cgroups::thaw`]: the names of what was frozen.
+    frozen: Option<Vec<String>>,
 }
 
 /// One command's cgroup.
@@ -46,13 +51,19 @@ impl Cgroups {
             root,
             next: 0,
             left_behind: Vec::new(),
+            frozen: None,
         }
+    }
+
+    /// What the names of this agent's leaves begin with.
+    fn prefix() -> String {
+        format!("rundlet.{}.", getpid())
     }
 
     /// A fresh leaf, or `None` where that cannot be had.
     pub(crate) fn leaf(&mut self) -> Option<Leaf> {
         let root = self.root.as_ref()?;
-        let name = format!("rundlet.{}.{}", rustix::process::getpid(), self.next);
+        let name = format!("{}{}", Self::prefix(), self.next);
         self.next += 1;
         mkdirat(root, &name, Mode::from_raw_mode(0o755)).ok()?;
         let directory = openat(root, &name, DIRECTORY, Mode::empty()).ok()?;

@@ -140,6 +140,16 @@ impl Command {
         self.process.release(cgroups);
     }
 
+    /// The host has gone and the command stays: its stdin ends, its output is thrown away.
+    pub(crate) fn detach(&mut self) {
+        if let Some(input) = &mut self.input {
+            input.host_ended();
+        }
+        for output in &mut self.outputs {
+            output.throw_away();
+        }
+    }
+
     pub(crate) fn resize(&self, size: TtySize) {
         for output in &self.outputs {
             output.resize(size);

@@ -1,7 +1,8 @@
 //! One connection to the host: bytes in, frames out, nothing blocks.
 //!
 //! What must hold: descriptors are watched edge-triggered (epoll(7)), so `readable` and `writable`
-//! stay set until the kernel has said "would block".
+//! stay set until the kernel has said "would block". A closed connection takes what is queued and
+//! forgets it.
 
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -24,7 +25,8 @@ const ENOUGH: usize = CHUNK;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
-    fd: OwnedFd,
+    /// `None` once this end has been closed as well.
+    fd: Option<OwnedFd>,
     inbound: Vec<u8>,
     outbound: Vec<u8>,
     /// How many bytes of `outbound` have gone.
@@ -39,7 +41,7 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         Connection {
-            fd,
+            fd: Some(fd),
             inbound: Vec::new(),
             outbound: Vec::new(),
             sent: 0,
@@ -50,8 +52,16 @@ impl Connection {
         }
     }
 
-    pub(crate) fn fd(&self) -> &OwnedFd {
-        &self.fd
+    pub(crate) fn fd(&self) -> Option<&OwnedFd> {
+        self.fd.as_ref()
+    }
+
+    /// Ends the connection from this side, now.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+        self.fd = None;
+        (self.inbound, self.outbound) = (Vec::new(), Vec::new());
+        self.sent = 0;
     }
 
     pub(crate) fn notice(&mut self, flags: EventFlags) {
@@ -71,11 +81,11 @@ impl Connection {
 
     /// Reads once. Whether anything came.
     pub(crate) fn fill(&mut self) -> bool {
-        if !self.readable || self.closed {
+        let Some(fd) = self.fd.as_ref().filter(|_| self.readable && !self.closed) else {
             return false;
-        }
+        };
         self.inbound.reserve(CHUNK);
-        match rustix::io::read(&self.fd, spare_capacity(&mut self.inbound)) {
+        match rustix::io::read(fd, spare_capacity(&mut self.inbound)) {
             Ok(0) => self.closed = true,
             Ok(_) => return true,
             Err(Errno::INTR) => {}
@@ -100,6 +110,9 @@ impl Connection {
     }
 
     pub(crate) fn queue(&mut self, frame: &Frame<'_>) -> Result<(), FrameError> {
+        if self.fd.is_none() {
+            return Ok(());
+        }
         frame.encode(&mut self.outbound)
     }
 
@@ -115,20 +128,21 @@ impl Connection {
 
     /// Writes once. Whether anything went.
     pub(crate) fn flush(&mut self) -> bool {
+        let Some(fd) = &self.fd else { return false };
         let waiting = self.outbound.get(self.sent..).unwrap_or_default();
         if waiting.is_empty() {
             self.outbound.clear();
             self.sent = 0;
             if mem::take(&mut self.finishing) {
                 // A peer that is gone needs no telling.
-                let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+                let _ = rustix::net::shutdown(fd, Shutdown::Write);
             }
             return false;
         }
         if !self.writable || self.closed {
             return false;
         }
-        match rustix::io::write(&self.fd, waiting) {
+        match rustix::io::write(fd, waiting) {
             Ok(count) => {
                 self.sent += count;
                 if self.sent >= ENOUGH {

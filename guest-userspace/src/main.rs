@@ -2,7 +2,8 @@
 //!
 //! As PID 1 it boots the guest ([`boot`]) and serves the host over vsock. Started as any other process,
 //! `rundlet-init serve SOCKET [READY_SOCKET]` serves on a unix socket instead: the same agent without
-//! a machine around it, for tests and for work on the host's side.
+//! a machine around it, for tests and for work on the host's side. It freezes and thaws its own commands
+//! only, and a renewal changes nothing of the machine that it runs on.
 
 mod agent;
 mod cgroup;
@@ -15,6 +16,7 @@ mod power;
 mod process;
 mod program;
 mod reap;
+mod renewal;
 mod rootfs;
 mod session;
 mod streams;
@@ -32,6 +34,8 @@ use rustix::time::{ClockId, clock_gettime};
 use agent::Agent;
 use cgroup::Cgroups;
 use cmdline::BootConfig;
+use renewal::NoMachine;
+use renewal::machine::Machine;
 
 fn main() -> ExitCode {
     let result = if rustix::process::getpid().is_init() {
@@ -60,7 +64,8 @@ fn boot() -> Result<Infallible, Box<dyn Error>> {
     mounts::api()?;
     network::set_up(&config.hostname)?;
     let listener = network::listen_vsock()?;
-    let mut agent = Agent::new(listener, Cgroups::open(Some(mounts::CGROUP)))?;
+    let cgroups = Cgroups::open(Some(mounts::CGROUP));
+    let mut agent = Agent::new(listener, cgroups, Box::new(Machine::default()))?;
     let ready = ready_since(init_us);
     network::dial_host()
         .and_then(|socket| agent.announce(socket, ready))
@@ -81,7 +86,8 @@ fn serve() -> Result<(), Box<dyn Error>> {
     process::adopt_orphans()?;
     let listener = network::listen_unix(socket)?;
     let cgroup = std::env::var("RUNDLET_CGROUP").ok();
-    let mut agent = Agent::new(listener, Cgroups::open(cgroup.as_deref()))?;
+    let cgroups = Cgroups::open(cgroup.as_deref());
+    let mut agent = Agent::new(listener, cgroups, Box::new(NoMachine))?;
     if let Some(ready_socket) = ready_socket {
         agent.announce(network::dial_unix(ready_socket)?, ready_since(init_us))?;
     }

@@ -1,13 +1,16 @@
 //! One session: the messages of one connection, and the command it runs.
 //!
 //! Greeting → Asked → Serving → Parting. In Parting the last message is queued; the session then only
-//! waits for the host to close. A host that closes earlier has its command killed.
+//! waits for the host to close. A host that closes earlier has its command killed, unless that is to be
+//! kept: then Serving → Kept, until the command ends.
+//!
+//! What concerns the whole machine is not the session's to do: it has a [`Wish`], and the agent answers.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use rundlet_protocol::{
-    ExecSpec, ExitStatus, Failure, FailureKind, Frame, FrameError, Reply, Request, Stream, VERSION,
-    frame,
+    ExecSpec, ExitStatus, Failure, FailureKind, Frame, FrameError, Renewal, Reply, Request, Stream,
+    VERSION, frame,
 };
 use rustix::event::epoll::EventFlags;
 
@@ -40,11 +43,19 @@ pub(crate) enum Turn {
     Ended,
 }
 
+/// What a session asks of the agent.
+#[derive(Debug)]
+pub(crate) enum Wish {
+    Prepare,
+    Renew(Renewal),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Greeting,
     Asked,
     Serving,
+    Kept,
     Parting,
 }
 
@@ -53,6 +64,9 @@ pub(crate) struct Session {
     connection: Connection,
     phase: Phase,
     command: Option<Command>,
+    /// The command outlives the connection.
+    keep: bool,
+    wish: Option<Wish>,
     /// The host has asked for the machine to go off.
     shutdown: bool,
 }
@@ -63,6 +77,8 @@ impl Session {
             connection: Connection::new(socket),
             phase: Phase::Greeting,
             command: None,
+            keep: false,
+            wish: None,
             shutdown: false,
         }
     }
@@ -73,6 +89,22 @@ impl Session {
 
     pub(crate) fn wants_shutdown(&self) -> bool {
         self.shutdown
+    }
+
+    /// Whether its command would end with its connection, and so would not be in a clone.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.phase == Phase::Serving && !self.keep
+    }
+
+    pub(crate) fn take_wish(&mut self) -> Option<Wish> {
+        self.wish.take()
+    }
+
+    /// Answers its wish.
+    pub(crate) fn grant(&mut self, reply: Result<Reply, Failure>) {
+        let reply = reply.unwrap_or_else(Reply::Failed);
+        // A message this short always fits a frame.
+        let _ = self.part(&reply);
     }
 
     /// Whether the session waits for the end of process `pid`.
@@ -97,6 +129,12 @@ impl Session {
     /// Moves everything that can be moved, for a bounded while.
     pub(crate) fn turn(&mut self, tools: &mut Tools<'_>) -> Turn {
         for _ in 0..ROUNDS {
+            if self.phase == Phase::Kept {
+                match self.run_kept(tools) {
+                    Turn::Again => continue,
+                    other => return other,
+                }
+            }
             let mut moved = self.connection.fill();
             moved |= match self.serve(tools) {
                 Ok(moved) => moved,
@@ -107,7 +145,10 @@ impl Session {
             };
             moved |= self.connection.flush();
             if self.connection.is_closed() {
-                return Turn::Ended;
+                if !self.detach() {
+                    return Turn::Ended;
+                }
+                continue;
             }
             if !moved {
                 return Turn::Wait;
@@ -162,7 +203,7 @@ impl Session {
         used: &mut usize,
         tools: &mut Tools<'_>,
     ) -> Result<(), Failure> {
-        while self.phase != Phase::Parting {
+        while self.phase != Phase::Parting && self.wish.is_none() {
             let rest = bytes.get(*used..).unwrap_or_default();
             let Some((frame, size)) = frame::decode(rest).map_err(|error| protocol(&error))? else {
                 return Ok(());
@@ -198,6 +239,14 @@ impl Session {
             (Phase::Greeting, Request::Hello { version }) => self.greet(version),
             (Phase::Greeting, _) => Err(misplaced("a request before hello")),
             (Phase::Asked, Request::Exec(spec)) => self.exec(&spec, tools),
+            (Phase::Asked, Request::Prepare {}) => {
+                self.wish = Some(Wish::Prepare);
+                Ok(())
+            }
+            (Phase::Asked, Request::Renew(renewal)) => {
+                self.wish = Some(Wish::Renew(renewal));
+                Ok(())
+            }
             (Phase::Asked | Phase::Serving, Request::Shutdown) => {
                 self.shutdown = true;
                 if let Some(command) = &mut self.command {
@@ -220,13 +269,13 @@ impl Session {
             }
             (_, Request::Hello { .. }) => Err(misplaced("a second hello")),
             (_, Request::Exec(_)) => Err(misplaced("a second command")),
-            (_, Request::Prepare {} | Request::Renew(_)) => {
-                Err(misplaced("a request for or after a template"))
-            }
+            (_, Request::Prepare {} | Request::Renew(_)) => Err(misplaced(
+                "to prepare or renew the guest behind another request",
+            )),
             (_, Request::Signal { .. } | Request::Resize { .. }) => {
                 Err(misplaced("a signal or size before a command"))
             }
-            (Phase::Parting, Request::Shutdown) => Ok(()),
+            (Phase::Parting | Phase::Kept, Request::Shutdown) => Ok(()),
         }
     }
 
@@ -248,8 +297,16 @@ impl Session {
     }
 
     fn exec(&mut self, spec: &ExecSpec, tools: &mut Tools<'_>) -> Result<(), Failure> {
+        if tools.cgroups.is_frozen() {
+            return Err(Failure {
+                kind: FailureKind::State,
+                message: "the guest is prepared for a template: no command before it is renewed"
+                    .to_owned(),
+            });
+        }
         let command = Command::start(spec, tools.cgroups)?;
         self.phase = Phase::Serving;
+        self.keep = spec.keep;
         // Kept before anything else can fail: from now on there is a process to kill.
         let command = self.command.insert(command);
         for (role, fd) in command.descriptors() {
@@ -259,6 +316,33 @@ impl Session {
             })?;
         }
         Ok(())
+    }
+
+    /// The host has closed. Whether the command stays nevertheless.
+    fn detach(&mut self) -> bool {
+        if self.phase != Phase::Serving || !self.keep {
+            return false;
+        }
+        if let Some(command) = &mut self.command {
+            command.detach();
+        }
+        self.connection.close();
+        self.phase = Phase::Kept;
+        true
+    }
+
+    /// As [`Self::run_command`], for a command that nobody listens to.
+    fn run_kept(&mut self, tools: &mut Tools<'_>) -> Turn {
+        let Some(command) = &mut self.command else {
+            return Turn::Ended;
+        };
+        match command.pump(tools.scratch, &mut self.connection) {
+            // It never became the program.
+            Err(_) => Turn::Ended,
+            Ok(_) if command.ended().is_some() => Turn::Ended,
+            Ok(true) => Turn::Again,
+            Ok(false) => Turn::Wait,
+        }
     }
 
     /// Turns the command's pumps once.

@@ -30,6 +30,8 @@ pub(crate) struct Output {
     slave: Option<OwnedFd>,
     ready: bool,
     credit: u32,
+    /// Whether nobody hears of it any more, so that it needs no credit.
+    unheard: bool,
     /// Set when the command has ended: how much of it may still be in the pipe.
     left: Option<usize>,
 }
@@ -42,6 +44,7 @@ impl Output {
             slave,
             ready: true,
             credit: WINDOW,
+            unheard: false,
             left: None,
         }
     }
@@ -69,6 +72,12 @@ impl Output {
         let sum = self.credit.checked_add(credit);
         self.credit = sum.unwrap_or(u32::MAX);
         self.credit <= WINDOW
+    }
+
+    /// From now on it is read and thrown away.
+    pub(crate) fn throw_away(&mut self) {
+        self.unheard = true;
+        self.credit = WINDOW;
     }
 
     pub(crate) fn resize(&self, size: TtySize) {
@@ -111,7 +120,9 @@ impl Output {
             Ok(count) => {
                 let bytes = space.get(..count).unwrap_or_default();
                 to.queue(&Frame::Data(self.stream, bytes))?;
-                self.credit -= u32::try_from(count).unwrap_or(self.credit);
+                if !self.unheard {
+                    self.credit -= u32::try_from(count).unwrap_or(self.credit);
+                }
                 self.left = self.left.map(|left| left.saturating_sub(count));
                 Ok(true)
             }

@@ -16,6 +16,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, socke
 /// `CLONE_INTO_CGROUP` of clone(2); wider than libc's type for flags.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of random(4), the kernel's include/uapi/linux/random.h.
+const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
+const RESEED: libc::Ioctl = 0x5207;
+
 /// Highest signal number, signal(7).
 pub(crate) const LAST_SIGNAL: i32 = 64;
 
@@ -222,6 +226,24 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     // SAFETY: `request` is a whole `ifreq` that lives through the call.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
         .map(|_| ())
+}
+
+/// Gives random bytes to the kernel's generator and has them counted as such. `random` is /dev/random.
+pub(crate) fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    let overflow = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let size = i32::try_from(bytes.len()).map_err(overflow)?;
+    let bits = size.checked_mul(8).ok_or(io::ErrorKind::InvalidInput)?;
+    // `struct rand_pool_info`: bits, bytes, the bytes themselves.
+    let mut info = [bits.to_ne_bytes(), size.to_ne_bytes()].concat();
+    info.extend_from_slice(bytes);
+    // SAFETY: the kernel reads the two numbers and as many bytes as the second says, which `info` has.
+    check(unsafe { libc::ioctl(random.as_raw_fd(), ADD_ENTROPY, info.as_ptr()) }).map(|_| ())
+}
+
+/// Has everything that the kernel's generator hands out from now on depend on all it was ever given.
+pub(crate) fn reseed(random: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request takes no argument.
+    check(unsafe { libc::ioctl(random.as_raw_fd(), RESEED, 0) }).map(|_| ())
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

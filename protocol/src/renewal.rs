@@ -25,7 +25,7 @@ pub struct Renewal {
     pub hostname: String,
     /// `/etc/machine-id`, machine-id(5): 32 lower-case hexadecimal digits, not all zero.
     pub machine_id: String,
-    /// `/proc/sys/kernel/random/boot_id`, random(4): a UUID in lower case.
+    /// `/proc/sys/kernel/random/boot_id`, random(4): a random UUID (version 4) in lower case.
     pub boot_id: String,
 }
 
@@ -40,7 +40,9 @@ pub enum RenewalError {
     Hostname,
     #[error("machine_id: has to be 32 digits of 0-9a-f, not all zero")]
     MachineId,
-    #[error("boot_id: has to be a UUID, 8-4-4-4-12 digits of 0-9a-f, not all zero")]
+    #[error(
+        "boot_id: has to be a random UUID, xxxxxxxx-xxxx-4xxx-[89ab]xxx-xxxxxxxxxxxx of 0-9a-f"
+    )]
     BootId,
 }
 
@@ -77,12 +79,15 @@ fn is_id(mut digits: impl Iterator<Item = u8> + Clone) -> bool {
         && digits.all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Version 4, variant 2 (RFC 9562 section 5.4): the kernel makes no other, and takes no other for one.
 fn is_uuid(text: &str) -> bool {
     let bytes = text.as_bytes();
+    let version = bytes.get(14) == Some(&b'4');
+    let variant = matches!(bytes.get(19), Some(b'8' | b'9' | b'a' | b'b'));
     let dashes = DASHES.iter().all(|&at| bytes.get(at) == Some(&b'-'));
     let rest = bytes.iter().enumerate();
     let rest = rest.filter(|(at, _)| !DASHES.contains(at));
-    bytes.len() == 36 && dashes && is_id(rest.map(|(_, &digit)| digit))
+    bytes.len() == 36 && version && variant && dashes && is_id(rest.map(|(_, &digit)| digit))
 }
 
 /// Random bytes that end up in no log: what prints a request prints their number only.
@@ -220,7 +225,17 @@ mod tests {
         }
         let zero = "00000000-0000-0000-0000-000000000000";
         let moved = "0123456-789ab-4def-8123-456789abcdef";
-        for id in ["", zero, moved, &"1".repeat(36), &renewal().machine_id] {
+        let timed = "01234567-89ab-1def-8123-456789abcdef";
+        let foreign = "01234567-89ab-4def-0123-456789abcdef";
+        for id in [
+            "",
+            zero,
+            moved,
+            timed,
+            foreign,
+            &"1".repeat(36),
+            &renewal().machine_id,
+        ] {
             wrong(&|r| r.boot_id = id.into(), "boot_id");
         }
     }

@@ -26,10 +26,24 @@ pub(crate) fn cgroup_root() -> Option<&'static str> {
         })
 }
 
+/// The cgroups below `root` that the agent with this pid has made.
+pub(crate) fn leaves(pid: u32, root: Option<&str>) -> Vec<PathBuf> {
+    let prefix = format!("rundlet.{pid}.");
+    let entries = root
+        .into_iter()
+        .flat_map(|root| fs::read_dir(root).unwrap());
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .collect()
+}
+
 #[derive(Debug)]
 pub(crate) struct Agent {
     process: Child,
     directory: TempDir,
+    cgroup: Option<String>,
 }
 
 impl Agent {
@@ -53,6 +67,7 @@ impl Agent {
         let agent = Agent {
             process: command.spawn().unwrap(),
             directory,
+            cgroup: cgroup.map(str::to_owned),
         };
         wait_until("the agent listens", || {
             UnixStream::connect(agent.socket()).is_ok()
@@ -146,6 +161,16 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Its end took it by surprise, and it left its commands running.
+        for leaf in leaves(self.pid(), self.cgroup.as_deref()) {
+            let _ = fs::write(leaf.join("cgroup.kill"), "1");
+            for _ in 0..200 {
+                match fs::remove_dir(&leaf) {
+                    Ok(()) => break,
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        }
     }
 }
 

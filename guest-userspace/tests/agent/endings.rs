@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rundlet_protocol::{ExitStatus, FailureKind, Ready, Reply, Request, VERSION, frame};
 
-use crate::client::{Agent, argv, cgroup_root, is_alive, sh, wait_until};
+use crate::client::{Agent, argv, cgroup_root, is_alive, leaves, sh, wait_until};
 
 /// A command that leaves the process group twice over and prints the daemon's pid.
 const DOUBLE_FORK: &str = "(setsid sh -c 'echo $$; exec sleep 1000' &) ; sleep 1000";
@@ -119,21 +119,15 @@ fn a_cgroup_goes_when_the_last_process_in_it_has_gone() {
     let leaf = format!("/rundlet.{}.", agent.pid());
     assert!(text.contains(&leaf), "{text}");
     assert!(is_alive(daemon.parse().unwrap()), "a daemon stays");
-    assert_eq!(leaves(&agent, root), 1);
+    assert_eq!(leaves(agent.pid(), Some(root)).len(), 1);
     agent.run(argv(&["kill", "-9", &daemon]));
     no_leaf_left(&agent, root);
 }
 
-fn leaves(agent: &Agent, root: &str) -> usize {
-    let prefix = format!("rundlet.{}.", agent.pid());
-    let names = fs::read_dir(root).unwrap().flatten();
-    names
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .count()
-}
-
 fn no_leaf_left(agent: &Agent, root: &str) {
-    wait_until("the cgroups are removed", || leaves(agent, root) == 0);
+    wait_until("the cgroups are removed", || {
+        leaves(agent.pid(), Some(root)).is_empty()
+    });
 }
 
 #[test]

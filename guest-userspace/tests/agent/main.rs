@@ -15,4 +15,6 @@ mod idle;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
+mod templates;
+#[cfg(test)]
 mod terminal;
