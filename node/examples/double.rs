@@ -7,7 +7,7 @@
 use std::env;
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use rundlet_protocol::frame::{self, Frame};
+use rundlet_protocol::{Reply, Request, VERSION};
 use serde_json::Value;
 
 type Anything = Result<(), Box<dyn Error>>;
@@ -38,6 +40,10 @@ enum Trouble {
     BackendRefuses,
     /// The VMM is killed once the guest is ready.
     VmmKilled,
+    /// Every template is stale.
+    Stale,
+    /// Nothing can be captured.
+    NoCapture,
 }
 
 impl Trouble {
@@ -50,6 +56,8 @@ impl Trouble {
             Ok("backend-lost") => Self::BackendLost,
             Ok("backend-refuses") => Self::BackendRefuses,
             Ok("vmm-killed") => Self::VmmKilled,
+            Ok("stale") => Self::Stale,
+            Ok("no-capture") => Self::NoCapture,
             _ => Self::Nothing,
         }
     }
@@ -67,9 +75,14 @@ fn main() -> Anything {
     }
 }
 
+/// The value of an option.
+fn argument(name: &str) -> Option<PathBuf> {
+    let mut args = env::args().skip_while(|arg| arg != name);
+    args.nth(1).map(PathBuf::from)
+}
+
 fn lifeline() -> Result<PathBuf, Box<dyn Error>> {
-    let mut args = env::args().skip_while(|arg| arg != "--lifeline");
-    let fd = args.nth(1).ok_or("no --lifeline")?;
+    let fd = argument("--lifeline").ok_or("no --lifeline")?;
     Ok(Path::new("/proc/self/fd").join(fd))
 }
 
@@ -100,6 +113,7 @@ fn backend(config: &Value) -> Anything {
         return Err("listeners[0].disk.image.path: double says no".into());
     }
     let mut sockets = Vec::new();
+    let mut keep = None;
     for listener in config["listeners"].as_array().ok_or("no listeners")? {
         let disk = &listener["disk"];
         let file = path(
@@ -108,6 +122,9 @@ fn backend(config: &Value) -> Anything {
                 .ok_or("no disk")?,
         )?;
         File::open(&file)?;
+        if let Some(path) = disk.pointer("/scratch/keep") {
+            keep = Some((file, PathBuf::from(path.as_str().ok_or("no path")?)));
+        }
         let socket = path(&listener["socket"])?;
         sockets.push((UnixListener::bind(&socket)?, socket));
     }
@@ -120,6 +137,20 @@ fn backend(config: &Value) -> Anything {
         }
         return Err("double: disk caught fire".into());
     }
+    if let Some((layer, path)) = keep {
+        // A session ends with the VMM, and its connection with it.
+        let (mut session, _) = sockets.last().ok_or("no listener")?.0.accept()?;
+        thread::spawn(move || {
+            let _ = session.read_to_end(&mut Vec::new());
+            let event = match fs::copy(&layer, &path) {
+                Ok(_) => serde_json::json!({"event": "kept", "path": path}),
+                Err(error) => {
+                    serde_json::json!({"event": "not_kept", "path": path, "reason": error.to_string()})
+                }
+            };
+            say(&event);
+        });
+    }
     wait_for_the_end()?;
     for (_, socket) in &sockets {
         // Gone with the run directory, perhaps.
@@ -129,16 +160,25 @@ fn backend(config: &Value) -> Anything {
 }
 
 fn vmm(spec: &Value) -> Anything {
+    if let Some(template) = argument("--template") {
+        open_template(&template, spec)?;
+    }
+    let mut disks = Vec::new();
     for disk in spec["disks"].as_array().ok_or("no disks")? {
-        UnixStream::connect(path(&disk["socket"])?)?;
+        disks.push(UnixStream::connect(path(&disk["socket"])?)?);
+    }
+    if let Some(control) = argument("--control") {
+        let listener = UnixListener::bind(control)?;
+        thread::spawn(move || serve_control(&listener));
     }
     let vsock = path(&spec["vsock"]["socket"])?;
     let mut console = File::create(path(&spec["console"]["path"])?)?;
-    writeln!(
-        console,
-        "Linux version 6.12 (double)\ncommand line: {}",
-        spec["kernel"]["cmdline"]
-    )?;
+    if let Some(words) = spec.pointer("/kernel/cmdline") {
+        writeln!(
+            console,
+            "Linux version 6.12 (double)\ncommand line: {words}"
+        )?;
+    }
     let listener = UnixListener::bind(&vsock)?;
     let agent: Arc<Mutex<Option<Child>>> = Arc::default();
     match Trouble::wanted() {
@@ -179,16 +219,83 @@ fn vmm(spec: &Value) -> Anything {
 
 fn start_agent(vsock: &Path) -> Result<Child, Box<dyn Error>> {
     let program = env::var_os("RUNDLET_DOUBLE_AGENT").ok_or("no RUNDLET_DOUBLE_AGENT")?;
+    let ready = PathBuf::from(format!("{}_1025", vsock.display()));
     let child = Command::new(program)
         .arg("serve")
         .arg(vsock.with_file_name("agent.sock"))
-        .arg(format!("{}_1025", vsock.display()))
+        // A clone's agent was ready long ago, and nobody listens for it.
+        .args(ready.exists().then_some(&ready))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()?;
-    let instants = serde_json::json!({"exec": 0, "kvm": 5, "agent_ready": 1000});
+    let last = if ready.exists() {
+        "agent_ready"
+    } else {
+        "running"
+    };
+    wait_for(&vsock.with_file_name("agent.sock"))?;
+    let instants = serde_json::json!({"exec": 0, "kvm": 5, last: 1000});
     say(&serde_json::json!({"event": "timeline", "instants_us": instants}));
     Ok(child)
+}
+
+fn wait_for(path: &Path) -> Anything {
+    for _ in 0..1000 {
+        if path.exists() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Err(format!("{} does not appear", path.display()).into())
+}
+
+/// A template of ours holds its binding as its state, and words.
+fn open_template(template: &Path, spec: &Value) -> Anything {
+    let read = |name| fs::read_to_string(template.join(name));
+    let whole = read("memory").is_ok_and(|it| it == "memory") && read("window").is_ok();
+    let state: Option<Value> = serde_json::from_str(&read("state").unwrap_or_default()).ok();
+    let (reason, code, message) = match state {
+        Some(binding) if whole && binding == spec["binding"] => {
+            if Trouble::wanted() != Trouble::Stale {
+                return Ok(());
+            }
+            ("template_stale", 3, "double: another processor")
+        }
+        Some(_) if whole => ("template_stale", 3, "double: another binding"),
+        _ => ("template_damaged", 4, "double: no memory"),
+    };
+    say(&serde_json::json!({"event": "exit", "reason": reason, "message": message}));
+    std::process::exit(code);
+}
+
+/// Captures for whoever asks.
+fn serve_control(listener: &UnixListener) {
+    for stream in listener.incoming().flatten() {
+        let mut line = String::new();
+        let answer = match BufReader::new(&stream).read_line(&mut line) {
+            Ok(_) => capture(&line).unwrap_or_else(
+                |error| serde_json::json!({"error": {"message": error.to_string()}}),
+            ),
+            Err(_) => continue,
+        };
+        let _ = writeln!(&stream, "{answer}");
+    }
+}
+
+fn capture(line: &str) -> Result<Value, Box<dyn Error>> {
+    let request: Value = serde_json::from_str(line)?;
+    if Trouble::wanted() == Trouble::NoCapture {
+        return Err("double: no room".into());
+    }
+    let directory = path(&request["capture"]["directory"])?;
+    for (name, content) in [
+        ("state", request["capture"]["binding"].to_string()),
+        ("memory", "memory".into()),
+        ("window", "window".into()),
+    ] {
+        File::create_new(directory.join(name))?.write_all(content.as_bytes())?;
+    }
+    Ok(serde_json::json!({"captured": {"memory_bytes": 6, "window_bytes": 6}}))
 }
 
 /// Troubles that come once a command runs.
@@ -213,15 +320,35 @@ fn after_ready(vsock: &Path) {
     }
 }
 
-/// One connection from the host: `CONNECT 1024`, then the agent.
+fn request(from: &mut UnixStream) -> Result<Request, Box<dyn Error>> {
+    match frame::read(from, &mut Vec::new())? {
+        Some(Frame::Control(json)) => Ok(frame::parse_message(json)?),
+        other => Err(format!("{other:?} is no request").into()),
+    }
+}
+
+/// One connection from the host: `CONNECT 1024`, the greeting, then the agent.
 fn serve(mut host: UnixStream, agent: &Path) -> Anything {
     let mut line = [0; 13];
     host.read_exact(&mut line)?;
     if &line != b"CONNECT 1024\n" {
         return Err(format!("unknown request {line:?}").into());
     }
-    let guest = UnixStream::connect(agent)?;
     host.write_all(b"OK 1073741824\n")?;
+    let hello = Request::Hello { version: VERSION };
+    frame::write_message(&mut host, &Reply::Hello { version: VERSION })?;
+    let (theirs, wish) = (request(&mut host)?, request(&mut host)?);
+    if theirs != hello {
+        return Err(format!("{theirs:?} is no greeting").into());
+    }
+    if wish == (Request::Prepare {}) {
+        // The agent has no cgroups here to freeze anything with.
+        return Ok(frame::write_message(&mut host, &Reply::Prepared {})?);
+    }
+    let mut guest = UnixStream::connect(agent)?;
+    frame::write_message(&mut guest, &hello)?;
+    frame::read(&mut guest, &mut Vec::new())?;
+    frame::write_message(&mut guest, &wish)?;
     let (mut from_guest, mut to_host) = (guest.try_clone()?, host.try_clone()?);
     let back = thread::spawn(move || {
         let copied = io::copy(&mut from_guest, &mut to_host);

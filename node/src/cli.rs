@@ -1,12 +1,25 @@
 //! The command line: parsed here, once, into what the rest of the program takes.
 
+mod image;
+mod template;
+mod words;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::FromArgs;
 use rundlet_node::image::ImageName;
+use rundlet_node::image::name::NameError;
+use rundlet_node::run::{Machine, Source};
+use rundlet_node::template::TemplateName;
 use rundlet_node::{run, scratch};
+
+pub(crate) use image::{Image, ImageVerb, Import, List, Remove};
+pub(crate) use template::{
+    Build, Inspect, List as TemplateList, Remove as TemplateRemove, Template, TemplateVerb,
+};
+pub(crate) use words::split_switches;
 
 /// Runs commands in throw-away microVMs.
 #[derive(FromArgs, Debug)]
@@ -28,10 +41,12 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     Run(Box<Run>),
     Image(Image),
+    Template(Box<Template>),
     Doctor(Doctor),
 }
 
-/// Runs a command in a new sandbox and ends with its exit code.
+/// Runs a command in a new sandbox, booted from an image or cloned from a template, and ends with its
+/// exit code.
 #[derive(FromArgs, Debug)]
 #[argh(
     subcommand,
@@ -44,13 +59,17 @@ pub(crate) enum Verb {
     error_code(128, "and above: 128 plus the signal that ended the command.")
 )]
 pub(crate) struct Run {
+    /// clone this template instead of booting an image
+    #[argh(option)]
+    template: Option<TemplateName>,
+
     /// memory of the sandbox in MiB (default 256)
-    #[argh(option, default = "256")]
-    memory: u32,
+    #[argh(option)]
+    memory: Option<u32>,
 
     /// number of virtual CPUs (default 1)
-    #[argh(option, default = "1")]
-    vcpus: u8,
+    #[argh(option)]
+    vcpus: Option<u8>,
 
     /// environment variable K=V for the command, or K to pass ours on; may be repeated
     #[argh(option)]
@@ -81,8 +100,8 @@ pub(crate) struct Run {
     boot_timeout: u64,
 
     /// size of the writable layer in MiB (default 1024); takes space only as it is written
-    #[argh(option, default = "1024")]
-    scratch_size: u64,
+    #[argh(option)]
+    scratch_size: Option<u64>,
 
     /// use this guest kernel
     #[argh(option)]
@@ -104,59 +123,9 @@ pub(crate) struct Run {
     #[argh(switch)]
     stats: bool,
 
-    /// the image
-    #[argh(positional, arg_name = "name")]
-    image: ImageName,
-
-    /// the command and its arguments, after `--`
-    #[argh(positional, greedy)]
-    command: Vec<String>,
-}
-
-/// Looks after images.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "image")]
-pub(crate) struct Image {
-    #[argh(subcommand)]
-    pub(crate) verb: ImageVerb,
-}
-
-#[derive(FromArgs, Debug)]
-#[argh(subcommand)]
-pub(crate) enum ImageVerb {
-    Import(Import),
-    List(List),
-    Remove(Remove),
-}
-
-/// Makes an image of a root directory or a tar file (plain, gzip or zstd).
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "import")]
-pub(crate) struct Import {
-    /// root directory or tar file
-    #[argh(positional)]
-    pub(crate) path: PathBuf,
-
-    /// name of the image: lower-case letters, digits and . _ - /, then perhaps :tag
-    #[argh(positional)]
-    pub(crate) name: ImageName,
-}
-
-/// Lists the images.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "ls")]
-pub(crate) struct List {
-    /// as JSON
-    #[argh(switch)]
-    pub(crate) json: bool,
-}
-
-/// Removes an image, unless a sandbox uses it.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "rm")]
-pub(crate) struct Remove {
-    #[argh(positional)]
-    pub(crate) name: ImageName,
+    /// the image (none with --template), then the command and its arguments after `--`
+    #[argh(positional, greedy, arg_name = "image -- command")]
+    words: Vec<String>,
 }
 
 /// Says whether sandboxes can run here, and what to do if not. Exit code 1 when they cannot.
@@ -168,37 +137,44 @@ pub(crate) struct Doctor {
     pub(crate) json: bool,
 }
 
+/// Memory of a sandbox where nothing is said, MiB.
+const MEMORY_MIB: u32 = 256;
+
+/// Size of a writable layer where nothing is said, MiB.
+const SCRATCH_MIB: u64 = 1024;
+
 /// Why arguments that could be read are refused all the same.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UsageError {
+    #[error("an image and a command are missing: rundlet run IMAGE -- CMD ARGS…")]
+    Nothing,
     #[error("a command is missing: rundlet run {0} -- CMD ARGS…")]
     NoCommand(ImageName),
+    #[error("a command is missing: rundlet run --template {0} -- CMD ARGS…")]
+    NoClonedCommand(TemplateName),
+    #[error("a clone has its template's image: rundlet run --template {0} -- CMD ARGS…")]
+    TwoSources(TemplateName),
+    #[error("{option} is decided by the template; leave it out, or build another template with it")]
+    Templates { option: &'static str },
+    #[error(transparent)]
+    Name(#[from] NameError),
     #[error("--env {0:?} is neither K=V nor K")]
     Env(String),
     #[error("--scratch-size is {0} MiB, {min} to {max} are possible", min = scratch::SIZES_MIB.start(), max = scratch::SIZES_MIB.end())]
     Scratch(u64),
     #[error("{0} is 0 seconds, at least 1 is needed")]
     Zero(&'static str),
+    #[error(
+        "{0} is about the warm-up; give that after `--`: rundlet template build IMAGE NAME -- CMD ARGS…"
+    )]
+    NoWarmUp(&'static str),
 }
 
 impl TryFrom<Run> for run::Request {
     type Error = UsageError;
 
-    fn try_from(args: Run) -> Result<Self, UsageError> {
-        let mut argv = args.command;
-        if argv.first().is_some_and(|first| first == "--") {
-            argv.remove(0);
-        }
-        if argv.is_empty() {
-            return Err(UsageError::NoCommand(args.image));
-        }
-        if !scratch::SIZES_MIB.contains(&args.scratch_size) {
-            return Err(UsageError::Scratch(args.scratch_size));
-        }
-        let seconds = |name, seconds| match seconds {
-            0 => Err(UsageError::Zero(name)),
-            seconds => Ok(Duration::from_secs(seconds)),
-        };
+    fn try_from(mut args: Run) -> Result<Self, UsageError> {
+        let (source, argv) = source(&mut args)?;
         let timeout = args
             .timeout
             .map(|it| seconds("--timeout", it))
@@ -210,7 +186,7 @@ impl TryFrom<Run> for run::Request {
             env.entry("TERM".into()).or_insert(term);
         }
         Ok(Self {
-            image: args.image,
+            source,
             argv,
             env,
             workdir: args.workdir,
@@ -219,15 +195,72 @@ impl TryFrom<Run> for run::Request {
             interactive: args.interactive,
             timeout,
             boot_timeout: seconds("--boot-timeout", args.boot_timeout)?,
-            memory_mib: args.memory,
-            vcpus: args.vcpus,
-            scratch_mib: args.scratch_size,
-            kernel: args.kernel,
-            initrd: args.initrd,
             console: args.console,
             timeline: args.timeline,
             stats: args.stats,
         })
+    }
+}
+
+/// What to run it in, and the command.
+fn source(args: &mut Run) -> Result<(Source, Vec<String>), UsageError> {
+    let mut words = std::mem::take(&mut args.words);
+    let Some(template) = args.template.take() else {
+        if words.is_empty() {
+            return Err(UsageError::Nothing);
+        }
+        let image: ImageName = words.remove(0).parse()?;
+        if words.first().is_some_and(|first| first == "--") {
+            words.remove(0);
+        }
+        if words.is_empty() {
+            return Err(UsageError::NoCommand(image));
+        }
+        let machine = Machine {
+            image,
+            memory_mib: args.memory.unwrap_or(MEMORY_MIB),
+            vcpus: args.vcpus.unwrap_or(1),
+            scratch_mib: scratch_size(args.scratch_size)?,
+            kernel: args.kernel.take(),
+            initrd: args.initrd.take(),
+        };
+        return Ok((Source::Image(machine), words));
+    };
+    for (option, given) in [
+        ("--memory", args.memory.is_some()),
+        ("--vcpus", args.vcpus.is_some()),
+        ("--scratch-size", args.scratch_size.is_some()),
+        ("--kernel", args.kernel.is_some()),
+        ("--initrd", args.initrd.is_some()),
+    ] {
+        if given {
+            return Err(UsageError::Templates { option });
+        }
+    }
+    match words.first().map(String::as_str) {
+        None => return Err(UsageError::NoClonedCommand(template)),
+        Some("--") => drop(words.remove(0)),
+        Some(_) => return Err(UsageError::TwoSources(template)),
+    }
+    if words.is_empty() {
+        return Err(UsageError::NoClonedCommand(template));
+    }
+    Ok((Source::Template(template), words))
+}
+
+fn scratch_size(wish: Option<u64>) -> Result<u64, UsageError> {
+    let mib = wish.unwrap_or(SCRATCH_MIB);
+    if scratch::SIZES_MIB.contains(&mib) {
+        Ok(mib)
+    } else {
+        Err(UsageError::Scratch(mib))
+    }
+}
+
+fn seconds(name: &'static str, seconds: u64) -> Result<Duration, UsageError> {
+    match seconds {
+        0 => Err(UsageError::Zero(name)),
+        seconds => Ok(Duration::from_secs(seconds)),
     }
 }
 
@@ -247,27 +280,6 @@ fn environment(wishes: &[String]) -> Result<BTreeMap<String, String>, UsageError
         }
     }
     Ok(env)
-}
-
-/// Long options without a value; the others take the argument after them.
-const SWITCHES: [&str; 5] = ["--tty", "--interactive", "--timeline", "--stats", "--help"];
-
-/// Reads short switches that were written together: `-it` is `-i -t`. What comes after the image's name
-/// is the command's and left alone.
-pub(crate) fn split_switches(args: &[String]) -> Vec<String> {
-    let mut all = Vec::with_capacity(args.len() + 1);
-    let mut ours = args.first().is_some_and(|verb| verb == "run");
-    let mut value = true;
-    for arg in args {
-        if ours && matches!(arg.as_str(), "-it" | "-ti") {
-            all.extend(["-i".to_owned(), "-t".to_owned()]);
-            continue;
-        }
-        ours = ours && (value || (arg.starts_with('-') && arg != "--"));
-        value = arg.starts_with("--") && !SWITCHES.contains(&arg.as_str());
-        all.push(arg.clone());
-    }
-    all
 }
 
 #[cfg(test)]
@@ -299,9 +311,31 @@ mod tests {
         ] {
             let request = parse(&args).unwrap();
             assert_eq!(request.argv, ["ls", "-it", "--", "--memory"], "{args:?}");
-            assert_eq!(request.memory_mib, 128);
+            let Source::Image(machine) = request.source else {
+                panic!("{:?}", request.source);
+            };
+            assert_eq!((machine.memory_mib, machine.vcpus), (128, 1));
             assert!(request.tty && request.interactive);
         }
+    }
+
+    #[test]
+    fn a_template_takes_the_place_of_an_image() {
+        let args = [
+            "run",
+            "--template",
+            "py:3",
+            "-it",
+            "--",
+            "ls",
+            "-it",
+            "--",
+            "--template",
+        ];
+        let request = parse(&args).unwrap();
+        assert_eq!(request.argv, ["ls", "-it", "--", "--template"]);
+        assert_eq!(request.source, Source::Template("py:3".parse().unwrap()));
+        assert!(request.tty && request.interactive);
     }
 
     #[test]
@@ -328,6 +362,25 @@ mod tests {
     fn bad_usage_is_one_sentence() {
         for (args, words) in [
             (vec!["run", "img"], "a command is missing"),
+            (vec!["run"], "an image and a command"),
+            (vec!["run", "--template", "t"], "run --template t:latest"),
+            (vec!["run", "--template", "t", "--"], "a command is missing"),
+            (
+                vec!["run", "--template", "t", "img", "--", "x"],
+                "template's image",
+            ),
+            (
+                vec!["run", "--template", "t", "--memory", "128", "--", "x"],
+                "--memory is decided by the template",
+            ),
+            (
+                vec!["run", "--vcpus", "2", "--template", "t", "--", "x"],
+                "--vcpus is decided",
+            ),
+            (
+                vec!["run", "--template", "t", "--scratch-size", "64", "--", "x"],
+                "--scratch-size is decided",
+            ),
             (vec!["run", "Img", "--", "x"], "lower-case"),
             (vec!["run", "--env", "=x", "img", "--", "x"], "--env"),
             (

@@ -5,13 +5,17 @@ use std::time::Instant;
 
 use rundlet_node::error::chain;
 use rundlet_node::image::{Store, import};
-use rundlet_node::sandbox::Evidence;
+use rundlet_node::sandbox::{Evidence, printable};
+use rundlet_node::template::{Templates, build};
 use rundlet_node::{doctor, places, run as recipe};
 
 use crate::cli;
 
 /// Exit code of a failed verb.
 const FAILED: u8 = 1;
+
+/// Exit code for bad usage, as of most tools; `run` has its own, since 2 may be its command's.
+pub(crate) const USAGE: u8 = 2;
 
 pub(crate) fn run(args: cli::Run, since: Instant) -> u8 {
     let request = match recipe::Request::try_from(args) {
@@ -38,6 +42,7 @@ pub(crate) fn run(args: cli::Run, since: Instant) -> u8 {
 
 fn show(evidence: &Evidence) {
     for (what, lines) in [
+        ("the warm-up", &evidence.warm_up),
         ("the guest's console", &evidence.console),
         ("rundlet-vmm", &evidence.vmm),
         ("vhost-blk-ro", &evidence.backend),
@@ -103,6 +108,90 @@ fn image_list(args: &cli::List) -> Result<(), Box<dyn Error>> {
 fn image_remove(args: &cli::Remove) -> Result<(), Box<dyn Error>> {
     let removed = Store::open(&places::store())?.remove(&args.name)?;
     println!("removed {}", removed.name);
+    Ok(())
+}
+
+pub(crate) fn template(args: cli::Template) -> u8 {
+    let result = match args.verb {
+        cli::TemplateVerb::Build(args) => return template_build(*args),
+        cli::TemplateVerb::List(args) => template_list(&args),
+        cli::TemplateVerb::Inspect(args) => template_inspect(&args),
+        cli::TemplateVerb::Remove(args) => template_remove(&args),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("rundlet: {}", chain(&*error));
+            FAILED
+        }
+    }
+}
+
+fn template_build(args: cli::Build) -> u8 {
+    let request = match build::Request::try_from(args) {
+        Ok(request) => request,
+        Err(error) => {
+            eprintln!("rundlet: {error}");
+            return USAGE;
+        }
+    };
+    match build::build(&request) {
+        Ok(record) => {
+            println!("{} {}", record.name, record.id);
+            0
+        }
+        Err(error) => {
+            eprintln!("rundlet: {}", chain(&error));
+            show(&error.evidence);
+            match error.code() {
+                recipe::OUR_ERROR => FAILED,
+                code => code,
+            }
+        }
+    }
+}
+
+fn templates() -> Result<Templates, Box<dyn Error>> {
+    Ok(Templates::of(&Store::open(&places::store())?))
+}
+
+fn template_list(args: &cli::TemplateList) -> Result<(), Box<dyn Error>> {
+    let all = templates()?.list()?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    println!(
+        "{:<30} {:<30} {:>6} {:>5} {:>10} {:>5}  WARM-UP",
+        "NAME", "IMAGE", "MEMORY", "VCPUS", "DISK MIB", "USERS"
+    );
+    for it in all {
+        let recipe = &it.record.recipe;
+        let warm_up = recipe.warm_up.as_ref().map(|it| it.argv.join(" "));
+        let warm_up = warm_up.map(|it| printable(it.as_bytes()));
+        println!(
+            "{:<30} {:<30} {:>6} {:>5} {:>10} {:>5}  {}",
+            it.record.name.to_string(),
+            recipe.image.to_string(),
+            recipe.memory_mib,
+            recipe.vcpus,
+            it.allocated_bytes.div_ceil(1024 * 1024),
+            it.used_by.len(),
+            warm_up.as_deref().unwrap_or("-")
+        );
+    }
+    Ok(())
+}
+
+fn template_inspect(args: &cli::Inspect) -> Result<(), Box<dyn Error>> {
+    let inspection = templates()?.inspect(&args.name)?;
+    println!("{}", serde_json::to_string_pretty(&inspection)?);
+    Ok(())
+}
+
+fn template_remove(args: &cli::TemplateRemove) -> Result<(), Box<dyn Error>> {
+    templates()?.remove(&args.name)?;
+    println!("removed {}", args.name);
     Ok(())
 }
 

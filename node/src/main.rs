@@ -14,9 +14,7 @@ use rundlet_node::run::OUR_ERROR;
 use rundlet_node::sandbox::janitor;
 
 use cli::{Cli, Verb};
-
-/// Exit code for bad usage, as of most tools; `run` has [`OUR_ERROR`], since 2 may be its command's.
-const USAGE: u8 = 2;
+use commands::USAGE;
 
 fn main() -> ExitCode {
     let since = Instant::now();
@@ -37,6 +35,7 @@ fn main() -> ExitCode {
         Ok(Cli { verb, .. }) => match verb {
             Some(Verb::Run(args)) => commands::run(*args, since),
             Some(Verb::Image(args)) => commands::image(args),
+            Some(Verb::Template(args)) => commands::template(*args),
             Some(Verb::Doctor(args)) => commands::doctor(&args),
             None => {
                 eprintln!("rundlet: what to do is missing; `rundlet --help` lists it");

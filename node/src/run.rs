@@ -1,30 +1,30 @@
 //! `rundlet run`: one command in one throw-away sandbox, hosted in this process.
 //!
-//! Boot, then command: each phase is a loop over one channel that everything reports to (the sandbox,
-//! the command, signals), with a deadline. Whatever happens, dropping the [`Sandbox`] takes it down.
+//! Until the sandbox is ready, then the command: each phase is a loop over one channel that everything
+//! reports to (the sandbox, the command, signals), with a deadline. Whatever happens, dropping the
+//! sandbox takes it down.
 
 mod error;
 mod memory;
 mod session;
-mod signals;
+pub(crate) mod signals;
 mod stdio;
 mod terminal;
 mod timeline;
+pub(crate) mod watch;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::agent::CommandEvent;
 use crate::claim;
 use crate::image::{ImageName, Store};
 use crate::places;
-use crate::sandbox::{self, Console, Event, Sandbox, SandboxSpec};
+use crate::sandbox::{Boot, Cloned, Console, Origin, SandboxSpec};
 use crate::scratch;
+use crate::template::{self, Template, TemplateName, Templates};
 use session::Session;
-use timeline::Timeline;
+use watch::{Watch, Wire};
 
 pub use error::{Cause, RunError};
 
@@ -37,7 +37,7 @@ pub const OUR_ERROR: u8 = 125;
 /// What was asked for.
 #[derive(Debug)]
 pub struct Request {
-    pub image: ImageName,
+    pub source: Source,
     pub argv: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub workdir: Option<String>,
@@ -48,11 +48,6 @@ pub struct Request {
     pub timeout: Option<Duration>,
     /// For the boot, until the agent is ready.
     pub boot_timeout: Duration,
-    pub memory_mib: u32,
-    pub vcpus: u8,
-    pub scratch_mib: u64,
-    pub kernel: Option<PathBuf>,
-    pub initrd: Option<PathBuf>,
     pub console: Option<PathBuf>,
     /// Whether to print the named instants.
     pub timeline: bool,
@@ -60,11 +55,23 @@ pub struct Request {
     pub stats: bool,
 }
 
-/// Everything that the two loops hear of.
-enum News {
-    Sandbox(Event),
-    Command(CommandEvent),
-    Signal(i32),
+/// What the sandbox is made of.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    Image(Machine),
+    Template(TemplateName),
+}
+
+/// A machine to boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    pub image: ImageName,
+    pub memory_mib: u32,
+    pub vcpus: u8,
+    pub scratch_mib: u64,
+    /// Kernel and initrd, where they are not the usual ones.
+    pub kernel: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
 }
 
 /// Runs it; the exit code for the shell. `since` is when the request came.
@@ -72,64 +79,128 @@ enum News {
 /// # Errors
 /// Something of ours failed; nothing is left of the sandbox.
 pub fn run(request: &Request, since: Instant) -> Result<u8, RunError> {
-    let (sender, news) = mpsc::channel();
-    signals::listen({
-        let sender = sender.clone();
-        move |signal| sender.send(News::Signal(signal)).is_ok()
-    })
-    .map_err(Cause::Signals)?;
-    let spec = prepare(request)?;
-    let runtime = places::runtime().map_err(Cause::Place)?;
-    let events = {
-        let sender = sender.clone();
-        // Nobody listens any more while it is taken down.
-        Arc::new(move |event| drop(sender.send(News::Sandbox(event)))) as sandbox::Sink
+    let wire = Wire::open()?;
+    let place = Place {
+        store: Store::open(&places::store()).map_err(Cause::Store)?,
+        runtime: places::runtime().map_err(Cause::Place)?,
     };
-    let sandbox = Sandbox::start(&spec, &runtime, &events).map_err(Cause::Start)?;
-    let mut timeline = Timeline::new(since);
-    timeline.mark_at("backend_listening", sandbox.instants().backend_listening);
-    timeline.mark_at("vmm_started", sandbox.instants().vmm_started);
-    let mut session = Session {
-        request,
-        news,
-        sandbox,
-        timeline,
-        memory: Vec::new(),
-        guest_files: [spec.kernel.clone(), spec.initrd.clone()],
+    let result = match &request.source {
+        Source::Image(machine) => run_booted(request, machine, &wire, &place, since),
+        Source::Template(name) => run_cloned(request, name, &wire, &place, since),
     };
-    let outcome = session.boot().and_then(|early| match early {
-        Some(code) => Ok(code),
-        None => session.command(move |event| drop(sender.send(News::Command(event)))),
-    });
-    let result = session.conclude(outcome);
     // Runs that were killed together with their janitor.
-    if let Err(error) = claim::sweep(&runtime) {
+    if let Err(error) = claim::sweep(&place.runtime) {
         log::warn!("{}", crate::error::chain(&error));
     }
     result
 }
 
-fn prepare(request: &Request) -> Result<SandboxSpec, Cause> {
-    let guest = |told: &Option<PathBuf>, name| match told {
-        Some(path) => Ok(path.clone()),
-        None => places::guest(name),
-    };
-    let kernel = guest(&request.kernel, "vmlinux")?;
-    let initrd = guest(&request.initrd, "initrd.cpio")?;
-    let store = Store::open(&places::store())?;
-    let spec = SandboxSpec {
-        id: claim::random_hex().map_err(Cause::Random)?,
-        memory_mib: request.memory_mib,
-        vcpus: request.vcpus,
+/// Where everything is.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) store: Store,
+    pub(crate) runtime: PathBuf,
+}
+
+fn run_booted(
+    request: &Request,
+    machine: &Machine,
+    wire: &Wire,
+    place: &Place,
+    since: Instant,
+) -> Result<u8, RunError> {
+    let store = &place.store;
+    let (kernel, initrd) = template::guest_files(&machine.kernel, &machine.initrd)?;
+    let guest_files = [kernel.clone(), initrd.clone()];
+    let boot = Boot {
+        memory_mib: machine.memory_mib,
+        vcpus: machine.vcpus,
         kernel,
         initrd,
-        image: store.find(&request.image)?,
-        scratch: scratch::template(&store, request.scratch_mib)?,
+        image: store.find(&machine.image).map_err(Cause::Store)?,
+        scratch: scratch::template(store, machine.scratch_mib).map_err(Cause::Scratch)?,
+        keep: None,
+        verbose: log::log_enabled!(log::Level::Debug),
+    };
+    let boot = boot.check().map_err(Cause::Spec)?;
+    let spec = spec(request, Origin::Boot(Box::new(boot)))?;
+    session(request, wire, &spec, &place.runtime, guest_files, since)
+}
+
+/// A template that no longer fits is built again, once.
+fn run_cloned(
+    request: &Request,
+    name: &TemplateName,
+    wire: &Wire,
+    place: &Place,
+    since: Instant,
+) -> Result<u8, RunError> {
+    let templates = Templates::of(&place.store);
+    let template = templates.find(name).map_err(Cause::Template)?;
+    let record = template.record.clone();
+    match run_once(request, template, wire, place, since) {
+        Err(error) if error.is_template_unfit() => {
+            eprintln!("rundlet: template {name} is built again: {error}");
+            template::rebuild(place, wire, &record)?;
+        }
+        other => return other,
+    }
+    let template = templates.find(name).map_err(Cause::Template)?;
+    let result = run_once(request, template, wire, place, Instant::now());
+    result.map_err(|error| RunError {
+        cause: match error.cause {
+            cause @ Cause::TemplateUnfit(_) => Cause::Unfit {
+                name: name.clone(),
+                source: Box::new(cause),
+            },
+            cause => cause,
+        },
+        evidence: error.evidence,
+    })
+}
+
+fn run_once(
+    request: &Request,
+    template: Template,
+    wire: &Wire,
+    place: &Place,
+    since: Instant,
+) -> Result<u8, RunError> {
+    let guest_files = ["memory", "window"].map(|name| template.path.join(name));
+    let binding = template::binding_now(&place.store, &template.record)?;
+    let clone = Cloned { template, binding };
+    let spec = spec(request, Origin::Clone(Box::new(clone)))?;
+    let result = session(request, wire, &spec, &place.runtime, guest_files, since);
+    if let Origin::Clone(clone) = spec.origin {
+        Templates::of(&place.store).release(clone.template);
+    }
+    result
+}
+
+fn spec(request: &Request, origin: Origin) -> Result<SandboxSpec, Cause> {
+    Ok(SandboxSpec {
+        id: claim::random_hex().map_err(Cause::Random)?,
         console: request
             .console
             .clone()
             .map_or(Console::Internal, Console::File),
-        verbose: log::log_enabled!(log::Level::Debug),
+        origin,
+    })
+}
+
+fn session(
+    request: &Request,
+    wire: &Wire,
+    spec: &SandboxSpec,
+    runtime: &Path,
+    guest_files: [PathBuf; 2],
+    since: Instant,
+) -> Result<u8, RunError> {
+    let session = Session {
+        request,
+        watch: Watch::start(wire, spec, runtime, since)?,
+        memory: Vec::new(),
+        guest_files,
     };
-    Ok(spec.check()?)
+    session.run()
 }

@@ -3,8 +3,12 @@
 //!
 //! ```text
 //! Creating ──ready──▶ Ready ──exec──▶ Running ──▶ Stopping ──▶ Stopped
+//!     │                 └───────────────┴──▶ Captured ──▶ Stopping
 //!     └──────────────────┴───────────────┴──▶ Failed ──▶ Stopping
 //! ```
+//!
+//! It is either booted, and ready when its agent reports, or a clone of a template, and ready when its
+//! agent has renewed what no two clones may share.
 //!
 //! Nothing outlives the process that owns a [`Sandbox`]: both children hold the read end of a pipe and
 //! end when it closes; the [`janitor`](crate::sandbox::janitor) kills those that do not and removes the
@@ -12,9 +16,11 @@
 
 mod backend;
 mod child;
+mod control;
 mod event;
 pub mod janitor;
 mod ready;
+mod renew;
 mod spec;
 mod state;
 mod tail;
@@ -23,21 +29,23 @@ mod vmm;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rundlet_protocol::Ready;
-
 use crate::agent::{Agent, AgentError, Connection};
 use crate::claim::Claim;
 use crate::error::PathError;
 use crate::places::PlaceError;
-use backend::Backend;
+use crate::scratch;
+use crate::template::Binding;
+use backend::{Backend, Disks};
 use child::ChildError;
 use janitor::{Janitor, JanitorError};
 use ready::ReadyListener;
 use vmm::Vmm;
 
+pub use control::{CaptureError, Captured};
 pub use event::{Event, Sink, VmmEnd, VmmExit};
-pub use spec::{Console, SandboxSpec, SpecError};
+pub use spec::{Boot, Cloned, Console, Origin, SandboxSpec, SpecError, check_size};
 pub use state::State;
+pub(crate) use tail::Tail;
 pub use tail::printable;
 
 /// How long a child may take to end by itself once its lifeline is cut.
@@ -89,6 +97,8 @@ pub struct Evidence {
     pub vmm: Vec<String>,
     /// Last lines of the block backend's log.
     pub backend: Vec<String>,
+    /// Last lines of a template's warm-up, made harmless, too.
+    pub warm_up: Vec<String>,
 }
 
 /// A sandbox that was started. Dropping it ends it and removes everything of it.
@@ -97,12 +107,13 @@ pub struct Sandbox {
     id: String,
     state: State,
     agent: Agent,
+    control: PathBuf,
     console: PathBuf,
     instants: Instants,
     // Dropped in this order: the VMM before its disks, the directory last, the janitor after it.
     vmm: Vmm,
     backend: Backend,
-    _ready: ReadyListener,
+    _ready: Option<ReadyListener>,
     _run: Claim,
     _janitor: Janitor,
 }
@@ -120,12 +131,22 @@ impl Sandbox {
             Console::Internal => run.path().join("console.log"),
         };
         let janitor = Janitor::start(run.path())?;
-        let backend = Backend::start(spec, &sockets, events)?;
-        janitor.watch(backend.child())?;
+        let backend = Backend::start(&disks(spec, &sockets), events)?;
+        janitor.watch(backend.child().pidfd())?;
         let backend_listening = Instant::now();
-        let ready = ReadyListener::start(&sockets.ready, events)?;
-        let vmm = Vmm::start(spec, &sockets, &console, events)?;
-        janitor.watch(vmm.child())?;
+        let agent = Agent::new(sockets.vsock.clone());
+        let (ready, events) = match &spec.origin {
+            Origin::Boot(_) => {
+                let ready = ReadyListener::start(&sockets.ready, events)?;
+                (Some(ready), Sink::clone(events))
+            }
+            Origin::Clone(_) => {
+                let events = renew::when_running(agent.clone(), spec.id.clone(), events);
+                (None, events)
+            }
+        };
+        let vmm = Vmm::start(spec, &sockets, &console, &events)?;
+        janitor.watch(vmm.child().pidfd())?;
         log::info!(
             "sandbox {}: {:?}, vmm pid {}",
             spec.id,
@@ -135,7 +156,8 @@ impl Sandbox {
         Ok(Self {
             id: spec.id.clone(),
             state: State::Creating,
-            agent: Agent::new(sockets.vsock),
+            agent,
+            control: sockets.control,
             console,
             instants: Instants {
                 backend_listening,
@@ -165,14 +187,38 @@ impl Sandbox {
         (self.vmm.child().pid(), self.backend.child().pid())
     }
 
-    /// To be called on [`Event::Ready`].
-    pub fn ready(&mut self, ready: &Ready) {
-        log::info!(
-            "sandbox {}: guest took {} us to its agent",
-            self.id,
-            ready.ready_us
-        );
+    /// To be called on [`Event::Ready`] and [`Event::Renewed`].
+    pub fn ready(&mut self) {
         self.enter(State::Ready);
+    }
+
+    /// Has the guest make itself a template: its programs stop.
+    ///
+    /// # Errors
+    /// As [`Agent::prepare`].
+    pub fn prepare(&mut self, deadline: Instant) -> Result<(), AgentError> {
+        self.agent.prepare(deadline)
+    }
+
+    /// Writes a prepared sandbox into `directory`, paused for good. What is kept of its scratch disk is
+    /// told by an event, once the sandbox has ended.
+    ///
+    /// # Errors
+    /// The VMM does not do it.
+    pub fn capture(
+        &mut self,
+        directory: &Path,
+        binding: &Binding,
+        limit: Duration,
+    ) -> Result<Captured, CaptureError> {
+        let captured = control::capture(&self.control, directory, binding, limit)?;
+        self.enter(State::Captured);
+        Ok(captured)
+    }
+
+    /// Ends the VMM, and so the sessions of its disks, and leaves the backend to its work.
+    pub fn end_vmm(&mut self) {
+        self.vmm.child_mut().end(GRACE);
     }
 
     /// Connects to the agent, for a command.
@@ -193,6 +239,7 @@ impl Sandbox {
             console: tail::of_file(&self.console, TAIL_LINES),
             vmm: self.vmm.child().tail(TAIL_LINES),
             backend: self.backend.child().tail(TAIL_LINES),
+            warm_up: Vec::new(),
         }
     }
 
@@ -234,11 +281,27 @@ impl Drop for Sandbox {
     }
 }
 
+fn disks<'a>(spec: &'a SandboxSpec, sockets: &'a Sockets) -> Disks<'a> {
+    let (image, scratch, resumes, keep): (_, &scratch::Template, _, _) = match &spec.origin {
+        Origin::Boot(boot) => (&boot.image, &boot.scratch, false, boot.keep.as_deref()),
+        Origin::Clone(clone) => (&clone.template.image, &clone.template.scratch, true, None),
+    };
+    Disks {
+        root_socket: &sockets.root,
+        image: &image.path,
+        scratch_socket: &sockets.scratch,
+        scratch,
+        resumes,
+        keep,
+    }
+}
+
 /// The sockets of a sandbox.
 #[derive(Debug)]
 struct Sockets {
     root: PathBuf,
     scratch: PathBuf,
+    control: PathBuf,
     vsock: PathBuf,
     /// Where the guest reports ready: the VMM forwards a dialled port to this name.
     ready: PathBuf,
@@ -249,6 +312,7 @@ impl Sockets {
         let sockets = Self {
             root: run.join("root.sock"),
             scratch: run.join("scratch.sock"),
+            control: run.join("control.sock"),
             vsock: run.join("vsock.sock"),
             ready: run.join(format!("vsock.sock_{}", rundlet_protocol::READY_PORT)),
         };

@@ -67,8 +67,13 @@ pub fn template(store: &Store, mib: u64) -> Result<Template, ScratchError> {
     }
     Ok(Template {
         path,
-        layers: directory.join("layers"),
+        layers: layers(store),
     })
+}
+
+/// Where copies belong while they are in use.
+pub(crate) fn layers(store: &Store) -> PathBuf {
+    store.scratch().join("layers")
 }
 
 fn format(path: &Path, mib: u64) -> Result<(), ScratchError> {

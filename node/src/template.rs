@@ -8,10 +8,13 @@
 //! template.json           a Record: what it is and how to make it again
 //! ```
 
+pub mod build;
 mod name;
 mod record;
 pub mod store;
+mod warm_up;
 
+pub(crate) use build::{binding_now, guest_files, rebuild};
 pub use name::TemplateName;
-pub use record::{Binding, Recipe, Record, WarmUp};
+pub use record::{Binding, Recipe, Record, RecordError, WarmUp};
 pub use store::{Inspection, Template, TemplateError, Templates};

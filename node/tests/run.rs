@@ -5,5 +5,8 @@
 #[path = "run/fixture.rs"]
 mod fixture;
 #[cfg(test)]
+#[path = "run/templates.rs"]
+mod templates;
+#[cfg(test)]
 #[path = "run/cases.rs"]
 mod tests;

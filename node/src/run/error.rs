@@ -9,10 +9,12 @@ use rundlet_protocol::{Failure, FailureKind, Stream};
 
 use super::OUR_ERROR;
 use crate::agent::AgentError;
+use crate::error::PathError;
 use crate::image::StoreError;
 use crate::places::PlaceError;
-use crate::sandbox::{Evidence, SpecError, StartError, VmmEnd, VmmExit, printable};
+use crate::sandbox::{CaptureError, Evidence, SpecError, StartError, VmmEnd, VmmExit, printable};
 use crate::scratch::ScratchError;
+use crate::template::{TemplateError, TemplateName};
 
 /// A failed run and what there is to read about it.
 #[derive(Debug)]
@@ -80,14 +82,58 @@ pub enum Cause {
     Output { stream: Stream, source: io::Error },
     #[error("the agent reported the impossible end {0:?}")]
     Status(rundlet_protocol::ExitStatus),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Path(#[from] PathError),
+    #[error("{}", printable(.0.as_bytes()))]
+    TemplateUnfit(String),
+    #[error("template {name} does not fit although it was just built")]
+    Unfit {
+        name: TemplateName,
+        source: Box<Cause>,
+    },
+    #[error("the warm-up ended with {}{}", end_words(*.status), if *.awaited { " before it had printed its ready line" } else { "" })]
+    WarmUp {
+        status: rundlet_protocol::ExitStatus,
+        /// Whether there was a line to wait for.
+        awaited: bool,
+    },
+    #[error("the warm-up was not done after {} seconds (--timeout)", .0.as_secs())]
+    WarmUpTimeout(Duration),
+    #[error("the guest cannot become a template")]
+    Prepare(#[source] AgentError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error("the block backend could not keep the scratch disk: {}", printable(.0.as_bytes()))]
+    NotKept(String),
+    #[error("the block backend did not say within {} seconds that it has kept the scratch disk", .0.as_secs())]
+    KeptTimeout(Duration),
+    #[error("interrupted by signal {0}")]
+    Interrupted(i32),
+}
+
+fn end_words(status: rundlet_protocol::ExitStatus) -> String {
+    match status {
+        rundlet_protocol::ExitStatus::Code(code) => format!("exit code {code}"),
+        rundlet_protocol::ExitStatus::Signal(signal) => format!("signal {signal}"),
+    }
 }
 
 impl RunError {
     /// Keeps what may explain the cause and does not repeat it.
-    pub(super) fn new(cause: Cause, mut evidence: Evidence) -> Self {
+    pub(crate) fn new(cause: Cause, mut evidence: Evidence) -> Self {
         match &cause {
-            Cause::Command(_) | Cause::Output { .. } | Cause::Kvm { .. } => {
+            Cause::Command(_)
+            | Cause::Output { .. }
+            | Cause::Kvm { .. }
+            | Cause::TemplateUnfit(_)
+            | Cause::Interrupted(_) => {
                 evidence = Evidence::default();
+            }
+            // What it printed itself says more.
+            Cause::WarmUp { .. } => {
+                evidence.console = Vec::new();
             }
             Cause::VmmEnded(VmmEnd {
                 exit:
@@ -117,8 +163,15 @@ impl RunError {
                 FailureKind::NotExecutable => 126,
                 _ => OUR_ERROR,
             },
+            Cause::Interrupted(signal) => super::signals::code(*signal),
             _ => OUR_ERROR,
         }
+    }
+
+    /// Whether the template could not be used, and a new one might.
+    #[must_use]
+    pub fn is_template_unfit(&self) -> bool {
+        matches!(self.cause, Cause::TemplateUnfit(_))
     }
 }
 

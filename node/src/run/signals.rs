@@ -46,12 +46,17 @@ pub(super) struct Interrupts(u32);
 
 impl Interrupts {
     pub(super) fn is_last(&mut self, signal: i32) -> bool {
-        if [consts::SIGUSR1, consts::SIGUSR2].contains(&signal) {
+        if !asks_for_an_end(signal) {
             return false;
         }
         self.0 += 1;
         self.0 > 1
     }
+}
+
+/// Whether whoever sent it wants us to end.
+pub(crate) fn asks_for_an_end(signal: i32) -> bool {
+    ![consts::SIGUSR1, consts::SIGUSR2, SIGWINCH].contains(&signal)
 }
 
 #[cfg(test)]

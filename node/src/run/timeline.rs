@@ -1,15 +1,15 @@
 //! Named instants of one run: ours, the VMM's, the guest's.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rundlet_protocol::Ready;
 use serde::Serialize;
 
 /// Each part counts from its own zero: ours from the request, the VMM's from its start, the guest's
-/// from its kernel's boot.
+/// from its kernel's boot or, in a clone, from the moment it was asked to renew itself.
 #[derive(Debug, Serialize)]
-pub(super) struct Timeline {
+pub(crate) struct Timeline {
     #[serde(skip)]
     since: Instant,
     node_us: BTreeMap<&'static str, u64>,
@@ -55,6 +55,11 @@ impl Timeline {
         self.guest_us = Some(BTreeMap::from(instants));
     }
 
+    pub(super) fn renewed(&mut self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.guest_us = Some(BTreeMap::from([("renewed", us)]));
+    }
+
     /// One line.
     pub(super) fn json(&self) -> String {
         serde_json::to_string(&Line { timeline: self }).unwrap_or_default()
@@ -64,7 +69,6 @@ impl Timeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn instants_count_from_the_request() {

@@ -1,5 +1,6 @@
-//! The block backend of one sandbox: `vhost-blk-ro serve`.
+//! The block backend: `vhost-blk-ro serve`, for one sandbox or for all clones of a template.
 
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -7,14 +8,30 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::child::{Child, ChildError, Start};
-use super::{Event, SandboxSpec, Sink, Sockets, StartError};
+use super::child::{Child, ChildError, Start, Tie};
+use super::spec::{json, text};
+use super::{Event, Sink, StartError};
 use crate::places;
+use crate::scratch;
 
 const NAME: &str = "vhost-blk-ro";
 
 /// Time to bind its sockets.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The two disks of a sandbox and where they are served. Every connection to `scratch_socket` gets a
+/// layer of its own.
+#[derive(Debug)]
+pub(super) struct Disks<'a> {
+    pub(super) root_socket: &'a Path,
+    pub(super) image: &'a Path,
+    pub(super) scratch_socket: &'a Path,
+    pub(super) scratch: &'a scratch::Template,
+    /// Whether guests come in the middle of their lives, as clones do.
+    pub(super) resumes: bool,
+    /// Where the layer stays after its session.
+    pub(super) keep: Option<&'a Path>,
+}
 
 /// Its configuration, as it reads it.
 #[derive(Debug, Serialize)]
@@ -39,6 +56,10 @@ enum Disk<'a> {
         template: &'a str,
         directory: &'a str,
         flush: &'a str,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        resumes: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        keep: Option<&'a str>,
     },
 }
 
@@ -46,6 +67,10 @@ enum Disk<'a> {
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line {
     Listening,
+    Kept,
+    NotKept {
+        reason: String,
+    },
     #[serde(other)]
     Other,
 }
@@ -58,33 +83,31 @@ pub(super) struct Backend {
 
 impl Backend {
     /// Starts it and waits until it listens.
-    pub(super) fn start(
-        spec: &SandboxSpec,
-        sockets: &Sockets,
-        events: &Sink,
-    ) -> Result<Self, StartError> {
+    pub(super) fn start(disks: &Disks<'_>, events: &Sink) -> Result<Self, StartError> {
         let program = places::program(NAME)?;
-        let config = config(spec, sockets)?;
+        let config = config(disks)?;
         let start = Start {
             name: NAME,
             program: &program,
             arguments: ["serve", "--config", "-"].map(Into::into).to_vec(),
-            input: &config,
+            tie: Tie::Lifeline { input: &config },
         };
         let (told, listening) = mpsc::channel();
         let ended = told.clone();
-        let events = Arc::clone(events);
+        let (to_lines, to_end) = (Arc::clone(events), Arc::clone(events));
         let child = Child::start(
-            &start,
+            start,
             move |line| match serde_json::from_slice(line) {
                 // Nobody listens any more after the first.
                 Ok(Line::Listening) => drop(told.send(Begun::Listening)),
+                Ok(Line::Kept) => to_lines(Event::Kept),
+                Ok(Line::NotKept { reason }) => to_lines(Event::NotKept(reason)),
                 Ok(Line::Other) => {}
                 Err(error) => log::warn!("{NAME} said what is no event: {error}"),
             },
             move |status| {
                 if ended.send(Begun::Ended(status)).is_err() {
-                    events(Event::BackendEnded(status));
+                    to_end(Event::BackendEnded(status));
                 }
             },
         )?;
@@ -116,25 +139,26 @@ enum Begun {
     Ended(ExitStatus),
 }
 
-fn config(spec: &SandboxSpec, sockets: &Sockets) -> Result<Vec<u8>, StartError> {
-    let config = Config {
+fn config(disks: &Disks<'_>) -> Result<Vec<u8>, StartError> {
+    json(&Config {
         listeners: [
             Listener {
-                socket: super::spec::text(&sockets.root)?,
+                socket: text(disks.root_socket)?,
                 disk: Disk::Image {
-                    path: super::spec::text(&spec.image.path)?,
+                    path: text(disks.image)?,
                 },
             },
             Listener {
-                socket: super::spec::text(&sockets.scratch)?,
+                socket: text(disks.scratch_socket)?,
                 disk: Disk::Scratch {
-                    template: super::spec::text(&spec.scratch.path)?,
-                    directory: super::spec::text(&spec.scratch.layers)?,
+                    template: text(&disks.scratch.path)?,
+                    directory: text(&disks.scratch.layers)?,
                     flush: "volatile",
+                    resumes: disks.resumes,
+                    keep: disks.keep.map(text).transpose()?,
                 },
             },
         ],
         queues: 1,
-    };
-    super::spec::json(&config)
+    })
 }

@@ -43,13 +43,23 @@ pub enum ChildError {
     Late { name: &'static str, limit: Duration },
 }
 
-/// What to start. `--lifeline FD` is added to the arguments; `input` is the child's stdin.
+/// What to start.
 #[derive(Debug)]
 pub(super) struct Start<'a> {
     pub(super) name: &'static str,
     pub(super) program: &'a Path,
     pub(super) arguments: Vec<OsString>,
-    pub(super) input: &'a [u8],
+    pub(super) tie: Tie<'a>,
+}
+
+/// What ends the child when we end.
+#[derive(Debug)]
+pub(super) enum Tie<'a> {
+    /// A pipe, named to it by `--lifeline FD`; `input` is its stdin.
+    Lifeline { input: &'a [u8] },
+    /// A socket that is its stdin. Whoever holds the other end cuts it.
+    #[expect(dead_code, reason = "for the zygote, which comes next")]
+    Socket(OwnedFd),
 }
 
 /// A running (or ended) child; ended for good when dropped.
@@ -88,7 +98,7 @@ impl Ended {
 impl Child {
     /// Starts it. `on_line` gets each line of its stdout, `on_end` its status after the last line.
     pub(super) fn start(
-        start: &Start<'_>,
+        start: Start<'_>,
         on_line: impl FnMut(&[u8]) + Send + 'static,
         on_end: impl FnOnce(ExitStatus) + Send + 'static,
     ) -> Result<Self, ChildError> {
@@ -96,26 +106,34 @@ impl Child {
             program: start.program.to_path_buf(),
             source,
         };
-        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| error(e.into()))?;
-        // Another child started at the same moment may inherit the read end too, which is no harm: the
-        // write end decides.
-        rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| error(e.into()))?;
         let mut command = Command::new(start.program);
         if env::var_os(LOG).is_none() {
             // What goes well is nobody's news, and the rest should not drown in it.
             command.env(LOG, "warn");
         }
+        command.args(&start.arguments);
+        let (mut theirs, mut ours, mut input) = (None, None, None);
+        match start.tie {
+            Tie::Lifeline { input: bytes } => {
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| error(e.into()))?;
+                // Another child started at the same moment may inherit the read end too, which is no
+                // harm: the write end decides.
+                rustix::io::fcntl_setfd(&read, FdFlags::empty()).map_err(|e| error(e.into()))?;
+                command
+                    .arg("--lifeline")
+                    .arg(read.as_raw_fd().to_string())
+                    .stdin(Stdio::piped());
+                (theirs, ours, input) = (Some(read), Some(write), Some(bytes));
+            }
+            Tie::Socket(socket) => drop(command.stdin(socket)),
+        }
         let mut process = command
-            .args(&start.arguments)
-            .arg("--lifeline")
-            .arg(theirs.as_raw_fd().to_string())
-            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(error)?;
-        drop(theirs);
+        drop((theirs, command));
         let pid = process.id();
         let pidfd = match pidfd(pid) {
             Ok(pidfd) => pidfd,
@@ -130,12 +148,12 @@ impl Child {
             name: start.name,
             pid,
             pidfd,
-            lifeline: Some(ours),
+            lifeline: ours,
             ended: Arc::default(),
             stderr: Tail::default(),
         };
         child
-            .attach(process, start.input, on_line, on_end)
+            .attach(process, input.unwrap_or_default(), on_line, on_end)
             .map_err(error)?;
         Ok(child)
     }

@@ -20,7 +20,6 @@ use rustix::net::{
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::GRACE;
-use super::child::Child;
 use crate::claim;
 
 /// The hidden command.
@@ -67,12 +66,12 @@ impl Janitor {
         })
     }
 
-    /// Hands a child over, should we end before it.
-    pub(super) fn watch(&self, child: &Child) -> Result<(), JanitorError> {
+    /// Hands a process over, should we end before it.
+    pub(super) fn watch(&self, pidfd: &OwnedFd) -> Result<(), JanitorError> {
         let Some(line) = &self.line else {
             return Ok(());
         };
-        let fds = [child.pidfd().as_fd()];
+        let fds = [pidfd.as_fd()];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::StartError;
 use crate::image::Image;
-use crate::scratch::Template;
+use crate::scratch;
+use crate::template::{Binding, Template};
 
 /// Guest memory that the VMM takes, MiB.
 const MEMORY_MIB: RangeInclusive<u32> = 64..=64 * 1024;
@@ -38,32 +39,65 @@ pub enum Console {
 pub struct SandboxSpec {
     /// Also its host name and the name of its run directory.
     pub id: String,
+    pub console: Console,
+    pub origin: Origin,
+}
+
+/// Where a sandbox begins.
+#[derive(Debug)]
+pub enum Origin {
+    Boot(Box<Boot>),
+    Clone(Box<Cloned>),
+}
+
+/// A cold boot.
+#[derive(Debug)]
+pub struct Boot {
     pub memory_mib: u32,
     pub vcpus: u8,
     pub kernel: PathBuf,
     pub initrd: PathBuf,
     /// Locked in the store for as long as the sandbox is wanted.
     pub image: Image,
-    pub scratch: Template,
-    pub console: Console,
+    pub scratch: scratch::Template,
+    /// Where the scratch disk is to stay, if the sandbox is to be captured; on the store's filesystem.
+    pub keep: Option<PathBuf>,
     /// Whether the guest's kernel says everything on its console.
     pub verbose: bool,
 }
 
-impl SandboxSpec {
+/// A clone of a template.
+#[derive(Debug)]
+pub struct Cloned {
+    /// Locked in the store, as above.
+    pub template: Template,
+    /// What a template built now would be made of: the VMM refuses one that was made of anything else.
+    pub binding: Binding,
+}
+
+impl Boot {
     /// Refuses what the VMM would refuse, in the words of the command line.
     ///
     /// # Errors
     /// A number is out of its range.
     pub fn check(self) -> Result<Self, SpecError> {
-        if !MEMORY_MIB.contains(&self.memory_mib) {
-            return Err(SpecError::Memory(self.memory_mib));
-        }
-        if !VCPUS.contains(&self.vcpus) {
-            return Err(SpecError::Vcpus(self.vcpus));
-        }
+        check_size(self.memory_mib, self.vcpus)?;
         Ok(self)
     }
+}
+
+/// Looks at the numbers alone.
+///
+/// # Errors
+/// A number is out of its range.
+pub fn check_size(memory_mib: u32, vcpus: u8) -> Result<(), SpecError> {
+    if !MEMORY_MIB.contains(&memory_mib) {
+        return Err(SpecError::Memory(memory_mib));
+    }
+    if !VCPUS.contains(&vcpus) {
+        return Err(SpecError::Vcpus(vcpus));
+    }
+    Ok(())
 }
 
 /// A path as JSON can hold it.

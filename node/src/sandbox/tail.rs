@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest line that is kept, in bytes; longer ones are cut into several.
-pub(super) const MAX_LINE: u64 = 4096;
+pub(crate) const MAX_LINE: u64 = 4096;
 
 /// Lines that are kept of a running child.
 const MAX_LINES: usize = 64;
@@ -18,10 +18,10 @@ const MAX_TAIL: u64 = 64 * 1024;
 
 /// The last lines of a stream that is being read.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tail(Arc<Mutex<VecDeque<String>>>);
+pub(crate) struct Tail(Arc<Mutex<VecDeque<String>>>);
 
 impl Tail {
-    pub(super) fn push(&self, line: String) {
+    pub(crate) fn push(&self, line: String) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == MAX_LINES {
             lines.pop_front();
@@ -29,7 +29,7 @@ impl Tail {
         lines.push_back(line);
     }
 
-    pub(super) fn last(&self, count: usize) -> Vec<String> {
+    pub(crate) fn last(&self, count: usize) -> Vec<String> {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let skip = lines.len().saturating_sub(count);
         lines.iter().skip(skip).cloned().collect()

@@ -1,17 +1,19 @@
-//! The VMM of one sandbox: `rundlet-vmm boot`.
+//! The VMM of one sandbox: `rundlet-vmm boot` or `rundlet-vmm clone`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::child::{Child, Start};
-use super::spec::{json, text};
+use super::child::{Child, Start, Tie};
+use super::spec::{Boot, Cloned, Origin, json, text};
 use super::{Event, SandboxSpec, Sink, Sockets, StartError, VmmEnd, VmmExit};
 use crate::places;
+use crate::template::Binding;
 
-const NAME: &str = "rundlet-vmm";
+pub(super) const NAME: &str = "rundlet-vmm";
 
 /// Guest context id. Each VMM has a vsock of its own, so all guests may have the first free one
 /// (virtio 1.2 section 5.10.4: 0 to 2 are reserved).
@@ -23,15 +25,15 @@ const CONSOLE_LIMIT: u64 = 1024 * 1024;
 /// Descriptors of a disk's queue.
 const QUEUE_SIZE: u16 = 128;
 
-/// The VMM's spec, as it reads it.
+/// The spec of a cold boot, as the VMM reads it.
 #[derive(Debug, Serialize)]
-struct Spec<'a> {
+struct BootSpec<'a> {
     kernel: Kernel<'a>,
     memory_mib: u32,
     vcpus: u8,
     disks: [Disk<'a>; 2],
     vsock: Vsock<'a>,
-    console: Console<'a>,
+    console: ConsoleSpec<'a>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,14 +59,57 @@ struct Vsock<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Console<'a> {
+struct ConsoleSpec<'a> {
     path: &'a str,
     limit_bytes: u64,
 }
 
+/// The spec of a clone, as the VMM reads it: everything else is in the template.
+#[derive(Debug, Serialize)]
+pub(super) struct CloneSpec<'a> {
+    binding: &'a Binding,
+    disks: [CloneDisk<'a>; 2],
+    vsock: CloneVsock<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    console: Option<ConsoleSpec<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct CloneDisk<'a> {
+    id: &'a str,
+    socket: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct CloneVsock<'a> {
+    socket: &'a str,
+}
+
+impl<'a> CloneSpec<'a> {
+    pub(super) fn new(
+        binding: &'a Binding,
+        sockets: &'a Sockets,
+        console: Option<&'a Path>,
+    ) -> Result<Self, StartError> {
+        let disk = |id, socket| CloneDisk { id, socket };
+        Ok(Self {
+            binding,
+            disks: [
+                disk("root", text(&sockets.root)?),
+                disk("scratch", text(&sockets.scratch)?),
+            ],
+            vsock: CloneVsock {
+                socket: text(&sockets.vsock)?,
+            },
+            console: console.map(console_spec).transpose()?,
+        })
+    }
+}
+
+/// What a VMM says on its stdout.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Line {
+pub(super) enum Line {
     Timeline {
         instants_us: BTreeMap<String, u64>,
     },
@@ -87,12 +132,15 @@ impl Vmm {
         events: &Sink,
     ) -> Result<Self, StartError> {
         let program = places::program(NAME)?;
-        let spec = describe(spec, sockets, console)?;
+        let (arguments, input) = match &spec.origin {
+            Origin::Boot(boot) => boot_command(&spec.id, boot, sockets, console)?,
+            Origin::Clone(clone) => clone_command(clone, sockets, console)?,
+        };
         let start = Start {
             name: NAME,
             program: &program,
-            arguments: ["boot", "--spec", "-"].map(Into::into).to_vec(),
-            input: &spec,
+            arguments,
+            tie: Tie::Lifeline { input: &input },
         };
         let last_words = Arc::new(Mutex::new(None));
         let (heard, to_lines, to_end) = (
@@ -101,7 +149,7 @@ impl Vmm {
             Arc::clone(events),
         );
         let child = Child::start(
-            &start,
+            start,
             move |line| match serde_json::from_slice(line) {
                 Ok(Line::Timeline { instants_us }) => to_lines(Event::Timeline(instants_us)),
                 Ok(Line::Exit(exit)) => {
@@ -130,7 +178,15 @@ impl Vmm {
     }
 }
 
-fn describe(spec: &SandboxSpec, sockets: &Sockets, console: &Path) -> Result<Vec<u8>, StartError> {
+/// Arguments and stdin.
+type Command = (Vec<OsString>, Vec<u8>);
+
+fn boot_command(
+    id: &str,
+    boot: &Boot,
+    sockets: &Sockets,
+    console: &Path,
+) -> Result<Command, StartError> {
     let disk = |id, socket, read_only| Disk {
         id,
         socket,
@@ -138,14 +194,14 @@ fn describe(spec: &SandboxSpec, sockets: &Sockets, console: &Path) -> Result<Vec
         queues: 1,
         queue_size: QUEUE_SIZE,
     };
-    json(&Spec {
+    let spec = json(&BootSpec {
         kernel: Kernel {
-            path: text(&spec.kernel)?,
-            initrd: text(&spec.initrd)?,
-            cmdline: command_line(spec),
+            path: text(&boot.kernel)?,
+            initrd: text(&boot.initrd)?,
+            cmdline: command_line(id, boot.verbose),
         },
-        memory_mib: spec.memory_mib,
-        vcpus: spec.vcpus,
+        memory_mib: boot.memory_mib,
+        vcpus: boot.vcpus,
         disks: [
             disk("root", text(&sockets.root)?, true),
             disk("scratch", text(&sockets.scratch)?, false),
@@ -154,18 +210,32 @@ fn describe(spec: &SandboxSpec, sockets: &Sockets, console: &Path) -> Result<Vec
             cid: GUEST_CID,
             socket: text(&sockets.vsock)?,
         },
-        console: Console {
-            path: text(console)?,
-            limit_bytes: CONSOLE_LIMIT,
-        },
+        console: console_spec(console)?,
+    })?;
+    let mut arguments = ["boot", "--spec", "-"].map(Into::into).to_vec();
+    if boot.keep.is_some() {
+        arguments.extend(["--control".into(), sockets.control.clone().into()]);
+    }
+    Ok((arguments, spec))
+}
+
+fn clone_command(clone: &Cloned, sockets: &Sockets, console: &Path) -> Result<Command, StartError> {
+    let spec = json(&CloneSpec::new(&clone.binding, sockets, Some(console))?)?;
+    let mut arguments: Vec<OsString> = vec!["clone".into(), "--template".into()];
+    arguments.push(clone.template.path.clone().into());
+    arguments.extend(["--spec".into(), "-".into()]);
+    Ok((arguments, spec))
+}
+
+fn console_spec(path: &Path) -> Result<ConsoleSpec<'_>, StartError> {
+    Ok(ConsoleSpec {
+        path: text(path)?,
+        limit_bytes: CONSOLE_LIMIT,
     })
 }
 
 /// Disks get their letters in the order of the spec.
-fn command_line(spec: &SandboxSpec) -> String {
-    let quiet = if spec.verbose { "" } else { "quiet " };
-    format!(
-        "{quiet}rundlet.root=/dev/vda rundlet.scratch=/dev/vdb rundlet.hostname={}",
-        spec.id
-    )
+fn command_line(id: &str, verbose: bool) -> String {
+    let quiet = if verbose { "" } else { "quiet " };
+    format!("{quiet}rundlet.root=/dev/vda rundlet.scratch=/dev/vdb rundlet.hostname={id}")
 }

@@ -1,5 +1,6 @@
 //! `template.json`: what a template is, and how to make it again.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,12 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 pub struct WarmUp {
     pub argv: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// The command is ready when it prints this line on its stdout, and lives on in the clones. Without
     /// it, it is done when it ends with exit code 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,7 +80,7 @@ pub struct Binding {
 
 /// Why a record could not be read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordError {
+pub enum RecordError {
     #[error(transparent)]
     Path(#[from] PathError),
     #[error("{} is damaged", path.display())]

@@ -24,15 +24,13 @@ use crate::claim::{self, Claim};
 use crate::error::PathError;
 use crate::image::store::{sync, users};
 use crate::image::{Image, Store, StoreError};
+use crate::scratch;
+
+/// The scratch disk in a template's directory.
+pub(super) const SCRATCH: &str = "scratch.img";
 
 /// Files of a template, all of them.
-const FILES: [&str; 5] = [
-    "state",
-    "memory",
-    "window",
-    "scratch.img",
-    super::record::FILE,
-];
+const FILES: [&str; 5] = ["state", "memory", "window", SCRATCH, super::record::FILE];
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +48,8 @@ pub enum TemplateError {
         name: TemplateName,
         source: serde_json::Error,
     },
+    #[error(transparent)]
+    Record(#[from] RecordError),
     #[error("the built template has no {0}")]
     Incomplete(&'static str),
     #[error(
@@ -65,15 +65,9 @@ pub struct Template {
     pub record: Record,
     pub path: PathBuf,
     pub image: Image,
+    /// Its scratch disk as the template left it, of which each clone has a copy.
+    pub scratch: scratch::Template,
     _lock: File,
-}
-
-impl Template {
-    /// Its scratch disk, as the template left it.
-    #[must_use]
-    pub fn scratch(&self) -> PathBuf {
-        self.path.join("scratch.img")
-    }
 }
 
 /// A template as `rundlet template inspect` shows it.
@@ -164,10 +158,15 @@ impl Templates {
         let image = self
             .store
             .open_image(&record.recipe.image, &record.binding.image)?;
+        let scratch = scratch::Template {
+            path: path.join(SCRATCH),
+            layers: scratch::layers(&self.store),
+        };
         Ok(Template {
             record,
             path,
             image,
+            scratch,
             _lock: lock,
         })
     }
@@ -260,11 +259,11 @@ impl Templates {
         let path = self.follow(name)?;
         match Record::read(&path) {
             Ok(record) => Ok((path, record)),
-            Err(RecordError::Path(error)) => Err(error.into()),
             Err(RecordError::Damaged { source, .. }) => Err(TemplateError::Damaged {
                 name: name.clone(),
                 source,
             }),
+            Err(error) => Err(error.into()),
         }
     }
 

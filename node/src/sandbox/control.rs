@@ -1,0 +1,136 @@
+//! The VMM's control socket, of which a template's builder needs one request: capture.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::template::Binding;
+
+/// The longest reply that is read.
+const MAX_REPLY: u64 = 64 * 1024;
+
+/// Why nothing was captured.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error("cannot talk to the VMM's control socket {}", path.display())]
+    Talk { path: PathBuf, source: io::Error },
+    #[error("the VMM did not capture the sandbox within {} seconds", .0.as_secs())]
+    Late(Duration),
+    #[error("the VMM cannot capture the sandbox: {0}")]
+    Refused(String),
+    #[error("the VMM answered the capture with {0:?}")]
+    Answer(String),
+    #[error("cannot describe the capture")]
+    Json(#[source] serde_json::Error),
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Request<'a> {
+    Capture {
+        directory: &'a Path,
+        binding: &'a Binding,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Reply {
+    Captured(Captured),
+    Error { message: String },
+}
+
+/// What was written, holes not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Captured {
+    pub memory_bytes: u64,
+    pub window_bytes: u64,
+}
+
+/// Has the VMM pause the sandbox for good and write it into `directory`.
+pub(super) fn capture(
+    socket: &Path,
+    directory: &Path,
+    binding: &Binding,
+    limit: Duration,
+) -> Result<Captured, CaptureError> {
+    let request = Request::Capture { directory, binding };
+    let mut line = serde_json::to_vec(&request).map_err(CaptureError::Json)?;
+    line.push(b'\n');
+    let reply = ask(socket, &line, limit).map_err(|source| match source.kind() {
+        // What a read says after its timeout, socket(7).
+        io::ErrorKind::WouldBlock => CaptureError::Late(limit),
+        _ => CaptureError::Talk {
+            path: socket.to_path_buf(),
+            source,
+        },
+    })?;
+    match serde_json::from_str(&reply) {
+        Ok(Reply::Captured(captured)) => Ok(captured),
+        Ok(Reply::Error { message }) => Err(CaptureError::Refused(message)),
+        Err(_) => Err(CaptureError::Answer(reply)),
+    }
+}
+
+fn ask(socket: &Path, line: &[u8], limit: Duration) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    stream.write_all(line)?;
+    let mut reply = String::new();
+    BufReader::new(stream.take(MAX_REPLY)).read_line(&mut reply)?;
+    if reply.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    reply.truncate(reply.trim_end().len());
+    Ok(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    fn with_answer(answer: &'static str) -> Result<Captured, CaptureError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let vmm = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            (&stream).write_all(answer.as_bytes()).unwrap();
+            if answer.is_empty() {
+                // Until the other side gives up.
+                let _ = (&stream).read(&mut [0]);
+            }
+            line
+        });
+        let binding = Binding {
+            kernel: "k".into(),
+            initrd: "i".into(),
+            image: "m".into(),
+        };
+        let limit = Duration::from_millis(if answer.is_empty() { 50 } else { 5000 });
+        let result = capture(&path, Path::new("/some/where"), &binding, limit);
+        let expected = r#"{"capture":{"directory":"/some/where","binding":{"kernel":"k","initrd":"i","image":"m"}}}"#;
+        assert_eq!(vmm.join().unwrap(), format!("{expected}\n"));
+        result
+    }
+
+    #[test]
+    fn the_answer_is_told_as_it_is() {
+        let captured = with_answer("{\"captured\":{\"memory_bytes\":5,\"window_bytes\":6}}\n");
+        assert_eq!(captured.unwrap().memory_bytes, 5);
+        let refused = with_answer("{\"error\":{\"message\":\"disk full\"}}\n").unwrap_err();
+        assert!(refused.to_string().ends_with("disk full"), "{refused}");
+        let other = with_answer("{\"paused\":{}}\n").unwrap_err();
+        assert!(matches!(other, CaptureError::Answer(_)), "{other}");
+        let late = with_answer("").unwrap_err();
+        assert!(matches!(late, CaptureError::Late(_)), "{late}");
+    }
+}
