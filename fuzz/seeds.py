@@ -166,3 +166,19 @@ for name, value in [
     ("pause", {"pause": {}}), ("status", {"status": {}}),
 ]:
     save("spec", name, json.dumps(value).encode())
+
+# clone_request: how many descriptors, and the datagram
+
+clone = {"id": "job-1", "fds": ["cgroup", "lifeline", "stdout", "stderr", "console"], "spec": {
+    "binding": {"kernel": "00ff", "initrd": "01", "image": "02"},
+    "disks": [{"id": "root", "socket": "/r/root.sock"}, {"id": "scratch", "socket": "/r/s.sock"}],
+    "vsock": {"socket": "/r/vsock.sock"},
+    "console": {"path": "/r/console.log", "limit_bytes": 1048576},
+}}
+bare = {"id": "x", "spec": {"binding": {}}}
+for name, count, value in [
+    ("whole", 5, clone), ("bare", 0, bare), ("too-few", 4, clone), ("too-many", 7, clone),
+    ("twice", 2, {**bare, "fds": ["stdout", "stdout"]}),
+    ("foreign-number", 0, {**bare, "spec": {"binding": {}, "console": {"fd": 3}}}),
+]:
+    save("clone_request", name, bytes([count]) + json.dumps({"clone": value}).encode())
