@@ -13,14 +13,16 @@ use std::sync::{Arc, Mutex};
 
 use crate::events::{EventSet, Registrar, Subscriber};
 use crate::lock::lock;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, with_causes};
+use crate::spec::Binding;
+use crate::template::capture::{Captured, Draft, Subject};
 use crate::vcpu::thread::{ThreadError, Vcpus};
-use crate::wire::{Reply, Request};
+use crate::wire::{self, Reply, Request};
 
 /// Connections at a time; more wait in the backlog.
 const CONNECTIONS: usize = 8;
-/// The longest request line.
-const LINE: usize = 4096;
+/// The longest request line: room for a capture with every label it may have.
+const LINE: usize = 16 * 1024;
 const LISTENER: u32 = 0;
 
 /// The socket and its connections.
@@ -29,6 +31,9 @@ pub struct Control {
     path: PathBuf,
     listener: UnixListener,
     vcpus: Arc<Mutex<Vcpus>>,
+    capture: Option<Subject>,
+    /// The devices have been taken from the guest for good.
+    spent: bool,
     events: Option<Registrar>,
     connections: BTreeMap<u32, Connection>,
     next: u32,
@@ -55,12 +60,21 @@ impl Control {
             path: path.to_owned(),
             listener,
             vcpus,
+            capture: None,
+            spent: false,
             events: None,
             connections: BTreeMap::new(),
             next: LISTENER + 1,
         };
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
         Ok(control)
+    }
+
+    /// Has it take captures, too.
+    #[must_use]
+    pub fn with_capture(mut self, subject: Subject) -> Self {
+        self.capture = Some(subject);
+        self
     }
 
     /// Starts listening.
@@ -137,25 +151,62 @@ impl Control {
         }
     }
 
-    fn handle(&self, request: Request) -> Reply {
+    fn handle(&mut self, request: Request) -> Reply {
         let mut vcpus = lock(&self.vcpus);
         let done = |result: Result<(), ThreadError>, reply| match result {
             Ok(()) => reply,
             Err(error) => Reply::Error {
-                message: error.to_string(),
+                message: with_causes(&error),
             },
         };
         match request {
             Request::Pause {} => done(vcpus.pause(), Reply::Paused {}),
+            Request::Resume {} | Request::Capture(_) if self.spent => Reply::Error {
+                message: "the sandbox was captured; it can only be stopped".to_owned(),
+            },
             Request::Resume {} => done(vcpus.resume(), Reply::Resumed {}),
             Request::Status {} => Reply::Status {
                 state: if vcpus.paused() { "paused" } else { "running" },
                 vcpus: vcpus.count(),
             },
             Request::Stop {} => Reply::Stopping {},
-            Request::Capture(_) => todo!(),
+            Request::Capture(request) => {
+                let Some(subject) = &self.capture else {
+                    let message = "this sandbox cannot be captured".to_owned();
+                    return Reply::Error { message };
+                };
+                match capture(subject, &mut vcpus, request, &mut self.spent) {
+                    Ok(Captured {
+                        memory_bytes,
+                        window_bytes,
+                    }) => Reply::Captured {
+                        memory_bytes,
+                        window_bytes,
+                    },
+                    Err(message) => Reply::Error { message },
+                }
+            }
         }
     }
+}
+
+/// Pauses the vCPUs and makes a template. `spent` is set when there is no way back.
+fn capture(
+    subject: &Subject,
+    vcpus: &mut Vcpus,
+    request: wire::Capture,
+    spent: &mut bool,
+) -> Result<Captured, String> {
+    let wire::Capture { directory, binding } = request;
+    let binding = Binding::try_from(binding).map_err(|error| error.to_string())?;
+    if !directory.is_absolute() {
+        return Err("capture.directory: must be an absolute path".to_owned());
+    }
+    let draft = Draft::create(&directory).map_err(|error| with_causes(&error))?;
+    vcpus.pause().map_err(|error| with_causes(&error))?;
+    *spent = true;
+    let captured = subject.capture(vcpus, draft, &binding);
+    captured.map_err(|error| with_causes(&error))
 }
 
 impl Drop for Control {
@@ -190,7 +241,7 @@ impl Connection {
 
     /// Reads once; an error means that the connection is over. What is left comes with the next event.
     fn fill(&mut self) -> io::Result<()> {
-        let mut chunk = [0; 1024];
+        let mut chunk = [0; 4096];
         match self.stream.read(&mut chunk) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => {

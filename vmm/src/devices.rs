@@ -4,6 +4,7 @@
 pub mod exit;
 pub mod rng;
 pub mod serial;
+pub mod state;
 pub mod vhost_blk;
 pub mod virtio;
 pub mod vsock;
@@ -19,10 +20,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::exit::{ExitPort, ResetLine};
 use self::rng::Rng;
-use self::serial::Console;
+use self::serial::{Console, SerialState};
 use self::vhost_blk::VhostBlk;
 use self::vhost_blk::backend::{BackendError, Connecting};
-use self::vhost_blk::watch::Watch;
+use self::vhost_blk::watch::{Chaperone, Watch};
 use self::virtio::VirtioDevice;
 use self::virtio::mmio::{MmioTransport, register};
 use self::vsock::{Vsock, VsockError};
@@ -32,7 +33,7 @@ use crate::kvm::{KvmError, Vm};
 use crate::lifeline;
 use crate::lock::lock;
 use crate::memory::{GuestRam, layout};
-use crate::spec::{ConsoleSink, ConsoleSpec, DevicesSpec};
+use crate::spec::{ConsoleSink, ConsoleSpec, DevicesSpec, DiskSpec};
 
 /// Why the devices could not be put together.
 #[derive(Debug, Error)]
@@ -57,6 +58,9 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
+    /// The console's registers.
+    #[error("the console cannot have the registers of the template's")]
+    ConsoleState(#[source] io::Error),
     /// A descriptor of our own.
     #[error("cannot make the event descriptors of a device")]
     Descriptor(#[source] io::Error),
@@ -79,9 +83,9 @@ pub fn virtio_count(spec: &DevicesSpec) -> u32 {
 #[derive(Debug)]
 pub struct DeviceSet {
     buses: Buses,
+    /// All of them, in order.
     virtio: Vec<Arc<Mutex<dyn VirtioDevice>>>,
-    watches: Vec<Arc<Mutex<Watch>>>,
-    console: Option<Arc<Console<Sink>>>,
+    devices: Attached,
 }
 
 /// Where the console's output goes.
@@ -95,6 +99,8 @@ pub struct Parts<'a> {
     pub vm: &'a Vm,
     /// One for each disk of the spec, in its order.
     pub backends: Vec<Connecting>,
+    /// The registers of the serial port.
+    pub serial: &'a SerialState,
 }
 
 impl DeviceSet {
@@ -105,67 +111,46 @@ impl DeviceSet {
             ram,
             vm,
             backends,
+            serial,
         } = parts;
-        let mut set = Self {
+        let mut wiring = Wiring {
             buses: Buses::default(),
             virtio: Vec::new(),
-            watches: Vec::new(),
-            console: None,
+            ram,
+            vm,
         };
-        set.add_ports(spec.console.as_ref(), vm)?;
+        let console = spec.console.as_ref();
+        let console = wiring.add_ports(console, serial)?;
+        let mut disks = Vec::with_capacity(spec.disks.len());
         for (disk, backend) in spec.disks.iter().zip(backends) {
-            let (backend, stream) = backend.wait()?;
-            let watch = Watch::new(&disk.id, stream).map_err(DeviceError::Descriptor)?;
-            let device = VhostBlk::new(backend, ram.window().clone(), watch.deadline());
-            set.watches.push(Arc::new(Mutex::new(watch)));
-            set.add_virtio(Arc::new(Mutex::new(device)), ram, vm)?;
+            disks.push(wiring.add_disk(disk, backend)?);
         }
-        if let Some(vsock) = &spec.vsock {
-            set.add_virtio(Arc::new(Mutex::new(Vsock::new(vsock, ready)?)), ram, vm)?;
-        }
-        set.add_virtio(Arc::new(Mutex::new(Rng::default())), ram, vm)?;
-        Ok(set)
-    }
-
-    fn add_ports(&mut self, console: Option<&ConsoleSpec>, vm: &Vm) -> Result<(), DeviceError> {
-        self.buses
-            .pio
-            .insert(layout::EXIT_PORT, Arc::new(ExitPort))?;
-        self.buses
-            .pio
-            .insert(layout::I8042_PORT, Arc::new(ResetLine))?;
-        if let Some(console) = console {
-            let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::Descriptor)?;
-            vm.wire_interrupt(&line, layout::SERIAL_IRQ)?;
-            let device = Arc::new(Console::new(line, open_sink(&console.sink)?, console.limit));
-            self.buses.pio.insert(layout::SERIAL_PORT, device.clone())?;
-            self.console = Some(device);
-        }
-        Ok(())
-    }
-
-    fn add_virtio(
-        &mut self,
-        device: Arc<Mutex<dyn VirtioDevice>>,
-        ram: &GuestRam,
-        vm: &Vm,
-    ) -> Result<(), DeviceError> {
-        let index = u32::try_from(self.virtio.len()).expect("the spec limits devices");
-        let range = layout::virtio_mmio(index);
-        let transport = MmioTransport::new(Arc::clone(&device), ram.memory().clone())
-            .map_err(DeviceError::Descriptor)?;
-        vm.wire_interrupt(transport.interrupt().irqfd(), layout::virtio_irq(index))?;
-        for (queue, doorbell) in transport.doorbells() {
-            vm.wire_doorbell(doorbell, range.start + register::QUEUE_NOTIFY, queue)?;
-        }
-        self.buses.mmio.insert(range, Arc::new(transport))?;
-        self.virtio.push(device);
-        Ok(())
+        let vsock = spec.vsock.as_ref().map(|vsock| {
+            let device = Arc::new(Mutex::new(Vsock::new(vsock, ready)?));
+            let transport = wiring.add_virtio(device.clone())?;
+            Ok::<_, DeviceError>(Socket {
+                cid: vsock.cid,
+                device,
+                transport,
+            })
+        });
+        let vsock = vsock.transpose()?;
+        let rng = wiring.add_virtio(Arc::new(Mutex::new(Rng::default())))?;
+        Ok(Self {
+            buses: wiring.buses,
+            virtio: wiring.virtio,
+            devices: Attached {
+                disks,
+                vsock,
+                rng,
+                console,
+            },
+        })
     }
 
     /// Hands the devices' descriptors to the event loop, and the buses to whoever runs vCPUs.
     pub fn attach(self, events: &mut EventLoop) -> io::Result<(Buses, Attached)> {
-        for watch in &self.watches {
+        for Disk { watch, .. } in &self.devices.disks {
             let registrar = events.subscribe(watch.clone());
             lock(watch).attach(&registrar)?;
         }
@@ -173,29 +158,110 @@ impl DeviceSet {
             let registrar = events.subscribe(device.clone());
             lock(device).attach(registrar)?;
         }
-        Ok((
-            self.buses,
-            Attached {
-                watches: self.watches,
-                console: self.console,
-            },
-        ))
+        Ok((self.buses, self.devices))
     }
 }
 
-/// What is left to do with devices at the end.
+/// Devices find their place: each gets its addresses and its interrupt.
+struct Wiring<'a> {
+    buses: Buses,
+    virtio: Vec<Arc<Mutex<dyn VirtioDevice>>>,
+    ram: &'a GuestRam,
+    vm: &'a Vm,
+}
+
+impl Wiring<'_> {
+    fn add_ports(
+        &mut self,
+        console: Option<&ConsoleSpec>,
+        serial: &SerialState,
+    ) -> Result<Option<Arc<Console<Sink>>>, DeviceError> {
+        let pio = &mut self.buses.pio;
+        pio.insert(layout::EXIT_PORT, Arc::new(ExitPort))?;
+        pio.insert(layout::I8042_PORT, Arc::new(ResetLine))?;
+        let Some(console) = console else {
+            return Ok(None);
+        };
+        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::Descriptor)?;
+        self.vm.wire_interrupt(&line, layout::SERIAL_IRQ)?;
+        let sink = open_sink(&console.sink)?;
+        let device = Console::new(serial, line, sink, console.limit);
+        let device = Arc::new(device.map_err(DeviceError::ConsoleState)?);
+        pio.insert(layout::SERIAL_PORT, device.clone())?;
+        Ok(Some(device))
+    }
+
+    fn add_disk(&mut self, spec: &DiskSpec, backend: Connecting) -> Result<Disk, DeviceError> {
+        let (backend, stream) = backend.wait()?;
+        let watch = Watch::new(&spec.id, stream).map_err(DeviceError::Descriptor)?;
+        let window = self.ram.window().clone();
+        let device = VhostBlk::new(backend, window, watch.deadline());
+        let device = Arc::new(Mutex::new(device));
+        Ok(Disk {
+            spec: spec.clone(),
+            transport: self.add_virtio(device.clone())?,
+            device,
+            watch: Arc::new(Mutex::new(watch)),
+        })
+    }
+
+    fn add_virtio(
+        &mut self,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+    ) -> Result<Arc<MmioTransport>, DeviceError> {
+        let index = u32::try_from(self.virtio.len()).expect("the spec limits devices");
+        let range = layout::virtio_mmio(index);
+        let transport = MmioTransport::new(Arc::clone(&device), self.ram.memory().clone())
+            .map_err(DeviceError::Descriptor)?;
+        let line = transport.interrupt().irqfd();
+        self.vm.wire_interrupt(line, layout::virtio_irq(index))?;
+        for (queue, doorbell) in transport.doorbells() {
+            let place = range.start + register::QUEUE_NOTIFY;
+            self.vm.wire_doorbell(doorbell, place, queue)?;
+        }
+        let transport = Arc::new(transport);
+        self.buses.mmio.insert(range, transport.clone())?;
+        self.virtio.push(device);
+        Ok(transport)
+    }
+}
+
+/// The devices as whoever ends or saves the sandbox needs them.
 #[derive(Debug)]
 pub struct Attached {
-    watches: Vec<Arc<Mutex<Watch>>>,
+    disks: Vec<Disk>,
+    vsock: Option<Socket>,
+    rng: Arc<MmioTransport>,
     console: Option<Arc<Console<Sink>>>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    spec: DiskSpec,
+    device: Arc<Mutex<VhostBlk>>,
+    transport: Arc<MmioTransport>,
+    watch: Arc<Mutex<Watch>>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    cid: u32,
+    device: Arc<Mutex<Vsock>>,
+    transport: Arc<MmioTransport>,
 }
 
 impl Attached {
     /// Ends every conversation with a backend, so that no vCPU thread waits for an answer any more.
     pub fn sever(&self) {
-        for watch in &self.watches {
-            lock(watch).sever();
+        for disk in &self.disks {
+            lock(&disk.watch).sever();
         }
+    }
+
+    /// To be held while the main thread itself talks to the backends.
+    pub fn chaperone(&self) -> io::Result<Chaperone> {
+        let watches = self.disks.iter().map(|disk| Arc::clone(&disk.watch));
+        Chaperone::start(watches.collect())
     }
 
     /// Writes out what the console has buffered.

@@ -10,6 +10,7 @@
 
 pub mod cpuid;
 pub mod msr;
+pub mod state;
 
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
@@ -89,14 +90,15 @@ impl Hypervisor {
         fd.set_tss_address(tss).map_err(ioctl("place its TSS"))?;
         fd.create_irq_chip()
             .map_err(ioctl("make the interrupt chips"))?;
-        if !self.has_tsc_deadline() {
+        let has_pit = !self.has_tsc_deadline();
+        if has_pit {
             let pit = kvm_pit_config {
                 flags: KVM_PIT_SPEAKER_DUMMY,
                 ..Default::default()
             };
             fd.create_pit2(pit).map_err(ioctl("make the timer chip"))?;
         }
-        Ok(Vm { fd })
+        Ok(Vm { fd, has_pit })
     }
 
     /// What the host's KVM lets a guest see of its CPU, before topology.
@@ -136,6 +138,7 @@ impl Hypervisor {
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
+    has_pit: bool,
 }
 
 impl Vm {

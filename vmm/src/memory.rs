@@ -16,6 +16,7 @@ use std::sync::Arc;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
+use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError,
     GuestRegionMmap,
@@ -45,6 +46,12 @@ pub enum MemoryError {
     #[error("cannot map a file into guest memory at {:#x}..{:#x}", range.start, range.end())]
     File {
         range: Range,
+        #[source]
+        source: io::Error,
+    },
+    /// The window could not be filled.
+    #[error("cannot copy the template's I/O window")]
+    Window {
         #[source]
         source: io::Error,
     },
@@ -101,7 +108,7 @@ pub struct Window {
 }
 
 /// All RAM of one sandbox.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GuestRam {
     memory: GuestMemory,
     window: Window,
@@ -110,6 +117,25 @@ pub struct GuestRam {
 impl GuestRam {
     /// Reserves address space for everything the spec asks for; no page is touched.
     pub fn allocate(spec: &MemorySpec) -> Result<Self, MemoryError> {
+        Self::build(spec, |range| backing::anonymous(range.len))
+    }
+
+    /// RAM whose private pieces, one after the other, are what `file` holds until they are written to. The
+    /// window is empty. The file is as long as the pieces together and stays so: who owns the store of
+    /// templates sees to it.
+    pub fn private_over(spec: &MemorySpec, file: &Arc<File>) -> Result<Self, MemoryError> {
+        let mut offset = 0;
+        Self::build(spec, |range| {
+            let at = offset;
+            offset += range.len;
+            backing::private_over(file, at, range.len)
+        })
+    }
+
+    fn build(
+        spec: &MemorySpec,
+        mut private: impl FnMut(Range) -> Result<MmapRegion, backing::BackingError>,
+    ) -> Result<Self, MemoryError> {
         let range = window_range(spec);
         let map_error = |range: Range| {
             move |source| MemoryError::Map {
@@ -122,7 +148,7 @@ impl GuestRam {
         let mut mappings = Vec::new();
         for (range, kind) in regions(spec) {
             let mapping = match kind {
-                Kind::Private => backing::anonymous(range.len),
+                Kind::Private => private(range),
                 Kind::Window => backing::shared(&file, range.len),
             }
             .map_err(map_error(range))?;

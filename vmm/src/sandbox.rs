@@ -1,103 +1,36 @@
-//! The recipe that makes a sandbox from a spec, and its life after that.
+//! The two recipes that make a sandbox, from a spec and from a template, and its life after that.
 
-use std::io;
+mod error;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VcpuFd;
-use thiserror::Error;
 
-use crate::boot::{self, BootError, Entry, command_line};
+pub use self::error::SandboxError;
+use crate::boot::{self, Entry, command_line};
 use crate::bus::Buses;
 use crate::control::Control;
+use crate::devices::serial::SerialState;
 use crate::devices::vhost_blk::backend::{BackendError, Connecting};
-use crate::devices::{Attached, DeviceError, DeviceSet, Parts, virtio_count};
+use crate::devices::{Attached, DeviceSet, Parts, virtio_count};
 use crate::events::EventLoop;
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::{Hypervisor, KvmError, Vm, msr};
 use crate::lifeline::Lifeline;
 use crate::lock::lock;
-use crate::memory::{GuestRam, MemoryError};
-use crate::outcome::{Outcome, with_causes};
-use crate::spec::{CloneSpec, SandboxSpec};
-use crate::template::{Template, TemplateError};
+use crate::memory::GuestRam;
+use crate::outcome::Outcome;
+use crate::spec::{CloneSpec, DevicesSpec, SandboxSpec};
+use crate::template::Template;
+use crate::template::capture::Subject;
 use crate::timeline::Timeline;
-use crate::vcpu::Vcpu;
 use crate::vcpu::exit_slot::ExitSlot;
-use crate::vcpu::state::{self, StateError};
+use crate::vcpu::state::VcpuState;
 use crate::vcpu::thread::{ThreadError, Vcpus};
+use crate::vcpu::{Vcpu, entry};
 use crate::wire::emit;
-
-/// Why a sandbox did not come to run.
-#[derive(Debug, Error)]
-pub enum SandboxError {
-    /// The template does not fit, or is not whole.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// A disk's backend.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// KVM.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// Kernel, initrd or tables.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// A device.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// A vCPU's registers.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A vCPU's thread.
-    #[error(transparent)]
-    Thread(#[from] ThreadError),
-    /// The control socket.
-    #[error("--control: cannot listen on {}", path.display())]
-    Control {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// The lifeline.
-    #[error("--lifeline: cannot watch it")]
-    Lifeline(#[source] io::Error),
-    /// The event loop.
-    #[error("cannot set up the event loop")]
-    Events(#[source] io::Error),
-}
-
-impl SandboxError {
-    /// What it means for the process; nothing if the spec or the command line is to blame.
-    #[must_use]
-    pub fn outcome(&self) -> Option<Outcome> {
-        match self {
-            Self::Template(error) => Some(error.outcome()),
-            error if error.blames_spec() => None,
-            error => Some(Outcome::Error(with_causes(error))),
-        }
-    }
-
-    /// True if another spec (or command line) would help: a file it names cannot be used.
-    #[must_use]
-    pub fn blames_spec(&self) -> bool {
-        match self {
-            Self::Boot(error) => !matches!(error, BootError::Write { .. }),
-            Self::Device(error) => {
-                matches!(
-                    error,
-                    DeviceError::ConsolePath { .. } | DeviceError::ConsoleFd { .. }
-                )
-            }
-            Self::Control { .. } | Self::Lifeline(_) => true,
-            _ => false,
-        }
-    }
-}
 
 /// How the sandbox is tied to the outside, apart from its devices.
 #[derive(Debug, Default)]
@@ -113,19 +46,14 @@ pub struct Ties {
 pub struct Running {
     vcpus: Arc<Mutex<Vcpus>>,
     events: EventLoop,
-    devices: Attached,
-    vm: Vm,
+    devices: Arc<Attached>,
+    vm: Arc<Vm>,
     ram: GuestRam,
 }
 
 /// Cold boot.
 pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Running, SandboxError> {
-    let backends = spec
-        .devices
-        .disks
-        .iter()
-        .map(Connecting::start)
-        .collect::<Result<Vec<_>, _>>()?;
+    let backends = call_backends(&spec.devices)?;
     let hypervisor = Hypervisor::open()?;
     let vm = hypervisor.create_vm()?;
     timeline.mark("vm");
@@ -133,25 +61,93 @@ pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Runn
     ram.register(vm.fd())?;
     timeline.mark("memory");
     let words = command_line::build(spec, ram.window().range, virtio_count(&spec.devices));
-    let entry = boot::load(&ram, &spec.kernel, spec.vcpus, &words)?;
+    let start = boot::load(&ram, &spec.kernel, spec.vcpus, &words)?;
     timeline.mark("kernel");
     let parts = Parts {
         spec: &spec.devices,
         ram: &ram,
         vm: &vm,
         backends,
+        serial: &SerialState::default(),
     };
     let devices = DeviceSet::build(parts, announce_ready(timeline))?;
     let mut events = EventLoop::new().map_err(SandboxError::Events)?;
     let (buses, devices) = devices.attach(&mut events).map_err(SandboxError::Events)?;
     timeline.mark("devices");
-    let fds = build_vcpus(&hypervisor, &vm, spec.vcpus, entry)?;
+    let fds = build_vcpus(&hypervisor, &vm, spec.vcpus, start)?;
     timeline.mark("vcpus");
+    let subject = Subject {
+        hypervisor: Arc::new(hypervisor),
+        vm: Arc::new(vm),
+        ram,
+        memory: spec.memory,
+        devices: Arc::new(devices),
+    };
+    let running = run(subject, (fds, buses), ties, events)?;
+    timeline.mark("running");
+    Ok(running)
+}
+
+/// A clone of a template: as a boot, but that memory, devices and vCPUs have a past.
+pub fn restore(
+    template: &Template,
+    spec: &CloneSpec,
+    ties: &Ties,
+    timeline: &Timeline,
+) -> Result<Running, SandboxError> {
+    template.check_binding(&spec.binding)?;
+    let spec = template.devices(spec)?;
+    let state = template.state();
+    let backends = call_backends(&spec)?;
+    let hypervisor = template.hypervisor();
+    let vm = hypervisor.create_vm()?;
+    timeline.mark("vm");
+    let ram = template.ram()?;
+    ram.register(vm.fd())?;
+    timeline.mark("memory");
+    let parts = Parts {
+        spec: &spec,
+        ram: &ram,
+        vm: &vm,
+        backends,
+        serial: &state.devices.console.clone().unwrap_or_default(),
+    };
+    let devices = DeviceSet::build(parts, Box::new(|| {}))?;
+    let mut events = EventLoop::new().map_err(SandboxError::Events)?;
+    let (buses, devices) = devices.attach(&mut events).map_err(SandboxError::Events)?;
+    let chaperone = devices.chaperone().map_err(SandboxError::Events)?;
+    devices.restore(&state.devices)?;
+    drop(chaperone);
+    timeline.mark("devices");
+    let fds = restore_vcpus(&vm, &state.vcpus)?;
+    vm.restore(&state.vm)?;
+    devices.wake();
+    timeline.mark("vcpus");
+    let subject = Subject {
+        hypervisor: Arc::clone(hypervisor),
+        vm: Arc::new(vm),
+        ram,
+        memory: state.memory.into(),
+        devices: Arc::new(devices),
+    };
+    let running = run(subject, (fds, buses), ties, events)?;
+    timeline.mark("running");
+    Ok(running)
+}
+
+/// Ties it to the outside and lets the vCPUs go.
+fn run(
+    subject: Subject,
+    (fds, buses): (Vec<VcpuFd>, Buses),
+    ties: &Ties,
+    mut events: EventLoop,
+) -> Result<Running, SandboxError> {
     tie_lifeline(ties, &mut events)?;
     let exit = ExitSlot::watched_by(&mut events).map_err(SandboxError::Events)?;
     let vcpus = start_vcpus(fds, buses, &exit)?;
-    tie_control(ties, &vcpus, &mut events)?;
-    timeline.mark("running");
+    let (devices, vm) = (Arc::clone(&subject.devices), Arc::clone(&subject.vm));
+    let ram = subject.ram.clone();
+    tie_control(ties, &vcpus, subject, &mut events)?;
     Ok(Running {
         vcpus,
         events,
@@ -159,16 +155,6 @@ pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Runn
         vm,
         ram,
     })
-}
-
-/// A clone of a template.
-pub fn restore(
-    _template: &Template,
-    _spec: &CloneSpec,
-    _ties: &Ties,
-    _timeline: &Timeline,
-) -> Result<Running, SandboxError> {
-    todo!()
 }
 
 impl Running {
@@ -201,6 +187,11 @@ impl Running {
     }
 }
 
+/// Talks to every disk's backend in the background.
+fn call_backends(spec: &DevicesSpec) -> Result<Vec<Connecting>, BackendError> {
+    spec.disks.iter().map(Connecting::start).collect()
+}
+
 /// The agent's first call ends the timeline.
 fn announce_ready(timeline: &Timeline) -> Box<dyn FnOnce() + Send> {
     let timeline = timeline.clone();
@@ -217,7 +208,7 @@ fn build_vcpus(
     hypervisor: &Hypervisor,
     vm: &Vm,
     vcpus: u8,
-    entry: Entry,
+    start: Entry,
 ) -> Result<Vec<VcpuFd>, SandboxError> {
     let mut cpuid = hypervisor.supported_cpuid()?;
     let tsc_deadline = hypervisor.has_tsc_deadline();
@@ -236,14 +227,25 @@ fn build_vcpus(
             what: "set the CPUID",
             source,
         })?;
-        state::set_boot_lapic(&vcpu)?;
+        entry::set_boot_lapic(&vcpu)?;
         msr::set_boot_values(&vcpu)?;
         if index == 0 {
-            state::set_boot_registers(&vcpu, entry)?;
+            entry::set_boot_registers(&vcpu, start)?;
         }
         built.push(vcpu);
     }
     Ok(built)
+}
+
+/// Every vCPU as it was in the template.
+fn restore_vcpus(vm: &Vm, states: &[VcpuState]) -> Result<Vec<VcpuFd>, SandboxError> {
+    let mut restored = Vec::with_capacity(states.len());
+    for (index, state) in (0..).zip(states) {
+        let vcpu = vm.create_vcpu(index)?;
+        state.restore(&vcpu)?;
+        restored.push(vcpu);
+    }
+    Ok(restored)
 }
 
 fn start_vcpus(
@@ -271,6 +273,7 @@ fn tie_lifeline(ties: &Ties, events: &mut EventLoop) -> Result<(), SandboxError>
 fn tie_control(
     ties: &Ties,
     vcpus: &Arc<Mutex<Vcpus>>,
+    subject: Subject,
     events: &mut EventLoop,
 ) -> Result<(), SandboxError> {
     let Some(path) = &ties.control else {
@@ -281,6 +284,7 @@ fn tie_control(
         source,
     };
     let control = Control::bind(path, Arc::clone(vcpus)).map_err(failed)?;
+    let control = control.with_capture(subject);
     let control = Arc::new(Mutex::new(control));
     let registrar = events.subscribe(control.clone());
     lock(&control).attach(registrar).map_err(failed)

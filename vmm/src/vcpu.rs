@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod entry;
 pub mod exit_slot;
 pub mod state;
 pub mod thread;

@@ -96,13 +96,13 @@ fn nonsense_is_answered_with_an_error_and_the_connection_lives() {
 fn a_line_without_end_is_cut_off() {
     let mut rig = rig();
     let mut client = rig.connect();
-    client.get_mut().write_all(&[b'x'; 5000]).unwrap();
+    client.get_mut().write_all(&[b'x'; LINE + 1]).unwrap();
     for _ in 0..5 {
         rig.turn();
     }
     let mut line = String::new();
     client.read_line(&mut line).unwrap();
-    assert!(line.contains("at most 4096 bytes"), "{line}");
+    assert!(line.contains(&format!("at most {LINE} bytes")), "{line}");
 }
 
 #[test]

@@ -12,7 +12,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
-use super::virtio::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
+use super::virtio::{
+    ActivateError, Activation, Interrupt, Position, StopError, VirtQueue, VirtioDevice,
+};
 use crate::events::{EventSet, Registrar, Subscriber};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
@@ -76,6 +78,12 @@ impl VirtioDevice for Rng {
             interrupt,
         });
         Ok(())
+    }
+
+    fn stop(&mut self) -> Result<Vec<(u16, Position)>, StopError> {
+        let position = self.live.as_ref().map(|live| live.queue.position());
+        self.reset();
+        Ok(position.into_iter().collect())
     }
 
     fn reset(&mut self) {

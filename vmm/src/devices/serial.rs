@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -25,6 +26,28 @@ use crate::outcome::Outcome;
 /// Lines longer than this are written in pieces.
 const BUFFER: usize = 1024;
 const LIMIT_NOTICE: &[u8] = b"\n[console limit reached, the rest is dropped]\n";
+
+/// The registers of the port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
+impl Default for SerialState {
+    /// After power-on.
+    fn default() -> Self {
+        (&vm_superio::SerialState::default()).into()
+    }
+}
 
 /// The device.
 pub struct Console<W: Write + Send>(Mutex<Port<W>>);
@@ -38,15 +61,30 @@ impl<W: Write + Send> fmt::Debug for Console<W> {
 }
 
 impl<W: Write + Send> Console<W> {
-    /// A console that raises `line` and writes at most `limit` bytes to `out`.
-    pub fn new(line: EventFd, out: W, limit: u64) -> Self {
+    /// A console whose port has this state, raises `line`, and writes at most `limit` bytes to `out`.
+    pub fn new(state: &SerialState, line: EventFd, out: W, limit: u64) -> io::Result<Self> {
         let sink = Sink {
             out,
             left: limit,
             buffer: Vec::with_capacity(BUFFER),
             failed: false,
         };
-        Self(Mutex::new(Serial::new(Line(line), sink)))
+        let port = Serial::from_state(&state.into(), Line(line), NoEvents, sink);
+        Ok(Self(Mutex::new(port.map_err(io::Error::other)?)))
+    }
+
+    /// The port's registers.
+    pub fn save(&self) -> SerialState {
+        let mut port = self.lock();
+        port.writer_mut().write_out();
+        (&port.state()).into()
+    }
+
+    /// Raises the interrupt once, in case one was on its way when the registers were saved.
+    pub fn wake(&self) {
+        if let Err(error) = self.lock().interrupt_evt().trigger() {
+            log::warn!("serial port: {error}");
+        }
     }
 
     /// Writes out what is still buffered.
@@ -157,6 +195,44 @@ impl<W: Write> Write for Sink<W> {
     }
 }
 
+/// Between the same registers under two names; both ways take them apart whole.
+macro_rules! same_registers {
+    ($from:ty => $to:ty) => {
+        impl From<&$from> for $to {
+            fn from(state: &$from) -> Self {
+                type From = $from;
+                let From {
+                    baud_divisor_low,
+                    baud_divisor_high,
+                    interrupt_enable,
+                    interrupt_identification,
+                    line_control,
+                    line_status,
+                    modem_control,
+                    modem_status,
+                    scratch,
+                    in_buffer,
+                } = state.clone();
+                Self {
+                    baud_divisor_low,
+                    baud_divisor_high,
+                    interrupt_enable,
+                    interrupt_identification,
+                    line_control,
+                    line_status,
+                    modem_control,
+                    modem_status,
+                    scratch,
+                    in_buffer,
+                }
+            }
+        }
+    };
+}
+
+same_registers!(vm_superio::SerialState => SerialState);
+same_registers!(SerialState => vm_superio::SerialState);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,12 +255,14 @@ mod tests {
         }
     }
 
+    fn boot<W: Write + Send>(out: W, limit: u64) -> Console<W> {
+        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        Console::new(&SerialState::default(), line, out, limit).unwrap()
+    }
+
     fn console(limit: u64) -> (Console<Shared>, Shared) {
         let out = Shared::default();
-        (
-            Console::new(EventFd::new(EFD_NONBLOCK).unwrap(), out.clone(), limit),
-            out,
-        )
+        (boot(out.clone(), limit), out)
     }
 
     fn print(console: &Console<Shared>, text: &[u8]) {
@@ -224,11 +302,29 @@ mod tests {
                 Ok(())
             }
         }
-        let console = Console::new(EventFd::new(EFD_NONBLOCK).unwrap(), Full, 1000);
+        let console = boot(Full, 1000);
         assert!(console.write(0, b"a\nb\n").is_continue());
         let mut status = [0; 1];
         console.read(5, &mut status);
         assert_ne!(status[0] & 0x20, 0, "transmitter empty");
+    }
+
+    #[test]
+    fn a_saved_port_goes_on_in_another() {
+        let (console, out) = console(1000);
+        print(&console, b"half");
+        assert!(console.write(7, &[0x5a]).is_continue());
+        let state = console.save();
+        assert_eq!(
+            out.0.lock().unwrap().0,
+            b"half",
+            "nothing waits in a saved one"
+        );
+        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        let again = Console::new(&state, line, io::sink(), 1).unwrap();
+        let mut scratch = [0];
+        again.read(7, &mut scratch);
+        assert_eq!((scratch, again.save()), ([0x5a], state));
     }
 
     #[test]

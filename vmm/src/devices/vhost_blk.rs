@@ -25,7 +25,9 @@ use virtio_queue::QueueT;
 
 use self::backend::{Backend, PROTOCOL_FEATURES};
 use self::watch::Deadline;
-use super::virtio::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
+use super::virtio::{
+    ActivateError, Activation, Interrupt, Position, StopError, VirtQueue, VirtioDevice,
+};
 use crate::events::{EventSet, Registrar, Subscriber};
 use crate::memory::Window;
 use crate::outcome::Outcome;
@@ -130,7 +132,7 @@ impl VhostBlk {
             .set_vring_addr(ring, &addresses)
             .map_err(refused("a queue's addresses"))?;
         frontend
-            .set_vring_base(ring, 0)
+            .set_vring_base(ring, queue.next_avail())
             .map_err(refused("a queue's start"))?;
         frontend
             .set_vring_call(ring, interrupt.irqfd())
@@ -170,11 +172,17 @@ impl VhostBlk {
         self.frontend.set_hdr_flags(flags);
     }
 
-    /// Stops one ring; when the backend has answered, it touches the ring no more.
-    fn disconnect_ring(&mut self, ring: usize) -> vhost::Result<()> {
+    /// Stops one ring. When the backend has answered, every request it took is done, and it touches the
+    /// ring no more; the answer is how many it took.
+    fn disconnect_ring(&mut self, ring: usize) -> vhost::Result<u32> {
         self.frontend.set_vring_enable(ring, false)?;
-        self.frontend.get_vring_base(ring)?;
-        Ok(())
+        self.frontend.get_vring_base(ring)
+    }
+
+    /// The configuration space, which a driver has read once and relies on.
+    #[must_use]
+    pub fn config(&self) -> &[u8] {
+        &self.config
     }
 }
 
@@ -216,6 +224,24 @@ impl VirtioDevice for VhostBlk {
         let connected = self.connect_rings(&activation);
         self.deadline.disarm();
         connected
+    }
+
+    fn stop(&mut self) -> Result<Vec<(u16, Position)>, StopError> {
+        self.acknowledge(false);
+        let mut positions = Vec::with_capacity(self.live.len());
+        for ring in std::mem::take(&mut self.live) {
+            let index = u16::try_from(ring).expect("the spec limits queues");
+            let failed = |source| StopError { index, source };
+            let base = self.disconnect_ring(ring).map_err(failed)?;
+            // Of the number only the ring's index is meant; what was taken was used.
+            let base = u16::try_from(base & u32::from(u16::MAX)).expect("16 bits");
+            let position = Position {
+                next_avail: base,
+                next_used: base,
+            };
+            positions.push((index, position));
+        }
+        Ok(positions)
     }
 
     fn reset(&mut self) {

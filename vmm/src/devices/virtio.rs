@@ -6,7 +6,8 @@
 //! device. An [`Interrupt`] is lock-free and may be signalled under any of them.
 //!
 //! Life of a device: built from its spec → [`VirtioDevice::attach`] (event loop is there) →
-//! any number of [`VirtioDevice::activate`] / [`VirtioDevice::reset`] pairs, as the guest likes.
+//! any number of [`VirtioDevice::activate`] / [`VirtioDevice::reset`] pairs, as the guest likes →
+//! [`VirtioDevice::stop`] if the sandbox becomes a template.
 
 pub mod mmio;
 
@@ -14,8 +15,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::events::{Registrar, Subscriber};
@@ -65,6 +67,23 @@ pub enum ActivateError {
     },
 }
 
+/// A backend did not give a queue back.
+#[derive(Debug, Error)]
+#[error("the backend did not stop queue {index}")]
+pub struct StopError {
+    /// The queue's number at the device.
+    pub index: u16,
+    #[source]
+    pub source: vhost::Error,
+}
+
+/// How far a device is with a queue: the places in the available and the used ring that come next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub next_avail: u16,
+    pub next_used: u16,
+}
+
 /// One virtio device behind a transport.
 pub trait VirtioDevice: Subscriber + std::fmt::Debug {
     /// Device ID (virtio 1.2 §5).
@@ -96,6 +115,11 @@ pub trait VirtioDevice: Subscriber + std::fmt::Debug {
     /// not lost, they wait in the eventfd.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
+    /// Finishes what was taken from the queues, takes no more, and says how far each queue is, by its number.
+    /// The device is as after a reset then. Called with all vCPUs paused, to save the sandbox; what says
+    /// nothing was not active.
+    fn stop(&mut self) -> Result<Vec<(u16, Position)>, StopError>;
+
     /// The driver wrote status 0, or the last activation failed half-way: when this returns, the
     /// device touches no queue and no guest memory any more. Also called when not active.
     fn reset(&mut self);
@@ -112,6 +136,8 @@ pub struct Activation {
     pub queues: Vec<VirtQueue>,
     /// How to tell the guest.
     pub interrupt: Interrupt,
+    /// The driver is in the middle of its life: this is a clone of the sandbox in which it was ready.
+    pub resumed: bool,
 }
 
 impl Activation {
@@ -136,6 +162,18 @@ pub struct VirtQueue {
     /// Readable when the driver has written QueueNotify (KVM signals it without this process).
     /// Shared by all activations of the queue.
     pub kick: Arc<EventFd>,
+}
+
+impl VirtQueue {
+    /// How far the device is with it.
+    #[must_use]
+    pub fn position(&self) -> (u16, Position) {
+        let position = Position {
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        };
+        (self.index, position)
+    }
 }
 
 /// A device's interrupt line and the InterruptStatus register.
@@ -187,6 +225,12 @@ impl Interrupt {
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// Sets the registers to what they were.
+    pub(super) fn restore(&self, status: u32, generation: u32) {
+        self.0.status.store(status, Ordering::Release);
+        self.0.generation.store(generation, Ordering::Release);
     }
 
     /// InterruptACK.

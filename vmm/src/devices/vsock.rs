@@ -9,14 +9,15 @@
 //! [`handshake`] and [`poller`] (all streams), and this file, which moves packets between the muxer
 //! and the virtqueues.
 //!
-//! A template is captured without open connections, so the device's only state is its context id and its
-//! queues. A restored guest is to be told with VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (§5.10.6.7) on the
-//! event queue, whose buffers are left untouched for that: see `Vsock::activate`.
+//! A template holds no connections, so the device's only state is its context id, its queues, and whether
+//! there were any. If there were, the guest of a clone is told by VIRTIO_VSOCK_EVENT_TRANSPORT_RESET
+//! (§5.10.6.7), and nobody is let in before it has taken note: see [`farewell`].
 
 pub mod backlog;
 pub mod bytes;
 pub mod connection;
 pub mod credit;
+mod farewell;
 pub mod handshake;
 pub mod ledger;
 pub mod listener;
@@ -33,11 +34,14 @@ use thiserror::Error;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{QueueOwnedT, QueueT};
 
+use self::farewell::Farewell;
 use self::ledger::Kind;
 use self::listener::{BindError, Listener};
 use self::muxer::{Limits, Muxer};
 use self::packet::{RxBuffer, TxPacket};
-use super::virtio::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
+use super::virtio::{
+    ActivateError, Activation, Interrupt, Position, StopError, VirtQueue, VirtioDevice,
+};
 use crate::events::{EventSet, Registrar, Subscriber};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
@@ -57,6 +61,7 @@ const BUDGET: usize = 64;
 const KICK_RX: u32 = 0;
 const KICK_TX: u32 = 1;
 const HOST: u32 = 2;
+const KICK_EVENTS: u32 = 3;
 
 /// Why the device could not be made.
 #[derive(Debug, Error)]
@@ -76,6 +81,8 @@ struct Live {
     interrupt: Interrupt,
     rx: VirtQueue,
     tx: VirtQueue,
+    events: VirtQueue,
+    farewell: Farewell,
 }
 
 /// The device.
@@ -86,6 +93,8 @@ pub struct Vsock {
     ready: Option<Box<dyn FnOnce() + Send>>,
     events: Option<Registrar>,
     live: Option<Live>,
+    /// The driver may have connections that nobody here knows.
+    stale: bool,
 }
 
 impl fmt::Debug for Vsock {
@@ -111,7 +120,32 @@ impl Vsock {
             ready: Some(ready),
             events: None,
             live: None,
+            stale: false,
         })
+    }
+
+    /// The driver that is about to resume had connections when it was paused. To be said before
+    /// [`VirtioDevice::activate`].
+    pub fn resume_stale(&mut self) {
+        self.stale = true;
+    }
+
+    /// True if there are connections that the driver would have to be told of in a clone.
+    #[must_use]
+    pub fn has_connections(&self) -> bool {
+        self.stale || !self.muxer.is_idle()
+    }
+
+    /// Lets programs in, once the driver is fit for it.
+    fn open(&mut self) -> io::Result<()> {
+        let Some(live) = &mut self.live else {
+            return Ok(());
+        };
+        if !live.farewell.is_over(&live.events, &live.memory) {
+            return Ok(());
+        }
+        self.stale = false;
+        self.muxer.listen()
     }
 
     /// One round of work: packets both ways, as many as the budget allows.
@@ -138,12 +172,12 @@ impl Vsock {
     /// The driver's rings make no sense: nothing more is done with them until it resets the device.
     fn give_up(&mut self, error: &virtio_queue::Error) {
         log::warn!("vsock: the guest broke its queues, device stopped: {error}");
-        self.stop();
+        self.stop_working();
     }
 
-    fn stop(&mut self) {
+    fn stop_working(&mut self) {
         if let (Some(live), Some(events)) = (self.live.take(), &self.events) {
-            for queue in [&live.rx, &live.tx] {
+            for queue in [&live.rx, &live.tx, &live.events] {
                 if let Err(error) = events.remove(queue.kick.as_ref()) {
                     log::warn!("vsock: cannot stop watching queue {}: {error}", queue.index);
                 }
@@ -247,29 +281,48 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // The only event there is tells a restored guest that its connections are gone.
-        let [rx, tx, _events] = activation.take_queues()?;
+        let [rx, tx, mut events] = activation.take_queues()?;
+        let stale = self.stale && activation.resumed;
+        let farewell = if stale {
+            Farewell::send(&mut events, &activation.memory)
+        } else {
+            Farewell::not_needed()
+        };
         let live = self.live.insert(Live {
             memory: activation.memory,
             interrupt: activation.interrupt,
             rx,
             tx,
+            events,
+            farewell,
         });
         let io = |what| move |source| ActivateError::Io { what, source };
         if let Some(events) = &self.events {
-            for (queue, token) in [(&live.rx, KICK_RX), (&live.tx, KICK_TX)] {
+            let queues = [
+                (&live.rx, KICK_RX),
+                (&live.tx, KICK_TX),
+                (&live.events, KICK_EVENTS),
+            ];
+            for (queue, token) in queues {
                 events
                     .add(queue.kick.as_ref(), token, EventSet::IN)
                     .map_err(io("watch a queue of the vsock device"))?;
             }
         }
-        self.muxer
-            .listen()
+        self.open()
             .map_err(io("listen for connections to the guest"))
     }
 
+    fn stop(&mut self) -> Result<Vec<(u16, Position)>, StopError> {
+        let queues = self.live.as_ref();
+        let queues = queues.map(|live| [&live.rx, &live.tx, &live.events].map(VirtQueue::position));
+        self.stop_working();
+        Ok(queues.into_iter().flatten().collect())
+    }
+
     fn reset(&mut self) {
-        self.stop();
+        self.stale = false;
+        self.stop_working();
     }
 }
 
@@ -280,6 +333,7 @@ impl Subscriber for Vsock {
             (HOST, _) => self.muxer.host_events(now),
             (KICK_RX, Some(live)) => acknowledge(&live.rx),
             (KICK_TX, Some(live)) => acknowledge(&live.tx),
+            (KICK_EVENTS, Some(live)) => acknowledge(&live.events).and_then(|()| self.open()),
             _ => Ok(()),
         };
         match handled.and_then(|()| self.work(now)) {

@@ -45,6 +45,16 @@ pub fn shared(file: &Arc<File>, len: u64) -> Result<MmapRegion, BackingError> {
         .map_err(BackingError::Map)
 }
 
+/// `len` bytes of `file` from `offset` on, private: what is written stays here. The caller has checked that
+/// the file is long enough.
+pub fn private_over(file: &Arc<File>, offset: u64, len: u64) -> Result<MmapRegion, BackingError> {
+    builder(len)?
+        .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        .build()
+        .map_err(BackingError::Map)
+}
+
 fn builder(len: u64) -> Result<MmapRegionBuilder, BackingError> {
     let size = usize::try_from(len).map_err(|_| BackingError::TooLarge(len))?;
     Ok(MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE))

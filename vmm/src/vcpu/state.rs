@@ -1,4 +1,4 @@
-//! The registers of a vCPU: as they are at the kernel's entry point, and saved and restored whole.
+//! The state of a vCPU, saved and restored whole.
 //!
 //! Order, where KVM cares (KVM API §4):
 //! * CPUID first: it decides which registers and MSRs there are.
@@ -8,16 +8,12 @@
 //!   pending events are read and written last, because the others touch them.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-use crate::boot::Entry;
-use crate::boot::tables::{CODE_SELECTOR, DATA_SELECTOR, GDT_ENTRIES, TSS_SELECTOR};
-use crate::memory::layout::{GDT, PAGE_TABLES, ZERO_PAGE};
 
 /// KVM refused to give or take a part of the state.
 #[derive(Debug, Error)]
@@ -33,15 +29,41 @@ pub enum StateError {
     /// KVM stops at the first MSR it does not like.
     #[error("cannot {verb} MSR {index:#x}")]
     Msr { verb: &'static str, index: u32 },
+    /// The guest has measured its clock and would go by it.
+    #[error("its TSC ran at {saved} kHz, here it runs at {here} kHz")]
+    Frequency { saved: u32, here: u32 },
+    /// More CPUID leaves than KVM takes.
+    #[error("it has more CPUID leaves than KVM takes")]
+    TooManyLeaves,
 }
+
+// The template format holds these as KVM lays them out.
+const _: () = assert!(size_of::<kvm_regs>() == 144 && size_of::<kvm_sregs>() == 312);
+const _: () = assert!(size_of::<kvm_xsave>() == 4096 && size_of::<kvm_xcrs>() == 392);
+const _: () = assert!(size_of::<kvm_lapic_state>() == 1024 && size_of::<kvm_debugregs>() == 128);
+const _: () = assert!(size_of::<kvm_vcpu_events>() == 64 && size_of::<kvm_mp_state>() == 4);
+const _: () = assert!(size_of::<kvm_msr_entry>() == 16 && size_of::<kvm_cpuid_entry2>() == 40);
+
+/// A guest's clock may run this much fast or slow on another host, in parts per million: what clock
+/// discipline corrects without a jump, and what measuring the same TSC twice may differ by.
+const FREQUENCY_PPM: u64 = 250;
+
+/// The time stamp counter, and the deadline of the local APIC's timer (Intel SDM 4).
+const MSR_TSC: u32 = 0x10;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// The timer's LVT entry; of its bits 16..24: mask, and mode in the next two (Intel SDM 3, 12.5.1).
+const APIC_LVTT: usize = 0x320;
+const LVTT_MODE_AND_MASK: i8 = 0b111;
+const LVTT_DEADLINE: i8 = 0b100;
 
 /// MSRs moved by one ioctl; KVM takes at most 256.
 const MSR_BATCH: usize = 128;
 
 /// Everything KVM knows about one vCPU.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
-    cpuid: CpuId,
+    tsc_khz: u32,
+    cpuid: Vec<kvm_cpuid_entry2>,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
@@ -64,7 +86,7 @@ impl VcpuState {
                 source,
             }
         };
-        Ok(Self {
+        let mut state = Self {
             mp_state: vcpu.get_mp_state().map_err(get("the MP state"))?,
             regs: vcpu.get_regs().map_err(get("the general registers"))?,
             sregs: vcpu.get_sregs().map_err(get("the special registers"))?,
@@ -75,16 +97,22 @@ impl VcpuState {
             debug: vcpu.get_debug_regs().map_err(get("the debug registers"))?,
             lapic: Box::new(vcpu.get_lapic().map_err(get("the local APIC"))?),
             msrs: save_msrs(vcpu, msrs)?,
+            tsc_khz: vcpu.get_tsc_khz().map_err(get("the TSC's frequency"))?,
             cpuid: vcpu
                 .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-                .map_err(get("the CPUID"))?,
+                .map_err(get("the CPUID"))?
+                .as_slice()
+                .to_vec(),
             events: vcpu.get_vcpu_events().map_err(get("the pending events"))?,
-        })
+        };
+        rearm_deadline(&mut state.msrs, &state.lapic);
+        Ok(state)
     }
 
     /// Lays the state on a fresh vCPU.
     pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
         let Self {
+            tsc_khz,
             cpuid,
             mp_state,
             regs,
@@ -103,7 +131,9 @@ impl VcpuState {
                 source,
             }
         };
-        vcpu.set_cpuid2(cpuid).map_err(set("the CPUID"))?;
+        check_frequency(vcpu, *tsc_khz)?;
+        let cpuid = CpuId::from_entries(cpuid).map_err(|_| StateError::TooManyLeaves)?;
+        vcpu.set_cpuid2(&cpuid).map_err(set("the CPUID"))?;
         vcpu.set_mp_state(*mp_state).map_err(set("the MP state"))?;
         vcpu.set_regs(regs).map_err(set("the general registers"))?;
         vcpu.set_sregs(sregs)
@@ -124,6 +154,18 @@ impl VcpuState {
     pub fn regs(&self) -> &kvm_regs {
         &self.regs
     }
+}
+
+fn check_frequency(vcpu: &VcpuFd, saved: u32) -> Result<(), StateError> {
+    let here = vcpu.get_tsc_khz().map_err(|source| StateError::Part {
+        verb: "read",
+        part: "the TSC's frequency",
+        source,
+    })?;
+    if u64::from(saved.abs_diff(here)) * 1_000_000 > u64::from(saved) * FREQUENCY_PPM {
+        return Err(StateError::Frequency { saved, here });
+    }
+    Ok(())
 }
 
 fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
@@ -162,6 +204,22 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
     Ok(saved)
 }
 
+/// A timer in deadline mode whose deadline reads as zero has fired, and its interrupt may be on its way.
+/// Let it fire again: an idle guest takes one interrupt too many, but none gets lost.
+fn rearm_deadline(msrs: &mut [kvm_msr_entry], lapic: &kvm_lapic_state) {
+    let register = lapic.regs.get(APIC_LVTT..APIC_LVTT + 4).unwrap_or_default();
+    let [_, _, mode, ..] = *register else { return };
+    let now = msrs.iter().find(|msr| msr.index == MSR_TSC);
+    let now = now.map(|msr| msr.data);
+    let deadline = msrs.iter_mut().find(|msr| msr.index == MSR_TSC_DEADLINE);
+    if let (Some(now), Some(deadline)) = (now, deadline)
+        && mode & LVTT_MODE_AND_MASK == LVTT_DEADLINE
+        && deadline.data == 0
+    {
+        deadline.data = now;
+    }
+}
+
 fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
     for batch in entries.chunks(MSR_BATCH) {
         let msrs = Msrs::from_entries(batch).expect("a batch is below the limit");
@@ -180,144 +238,28 @@ fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateErr
     Ok(())
 }
 
-const CR0_PE: u64 = 1;
-const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-/// RFLAGS with every flag clear; bit 1 is always set.
-const RFLAGS: u64 = 2;
-/// Power-on values of FCW and MXCSR.
-const FPU_CONTROL: u16 = 0x37f;
-const MXCSR: u32 = 0x1f80;
-/// LVT entries of the local APIC and their delivery modes (bits 8..11).
-const APIC_LVT0: usize = 0x350;
-const APIC_LVT1: usize = 0x360;
-const DELIVERY_NMI: u32 = 0b100 << 8;
-const DELIVERY_EXT_INT: u32 = 0b111 << 8;
-
-/// Sets the boot CPU to the kernel's 64-bit entry point (Linux x86 boot protocol).
-pub fn set_boot_registers(vcpu: &VcpuFd, entry: Entry) -> Result<(), StateError> {
-    let set = |part| {
-        move |source| StateError::Part {
-            verb: "write",
-            part,
-            source,
-        }
-    };
-    let regs = kvm_regs {
-        rip: entry.rip,
-        rsi: ZERO_PAGE.start,
-        rflags: RFLAGS,
-        ..Default::default()
-    };
-    vcpu.set_regs(&regs).map_err(set("the general registers"))?;
-    let fpu = kvm_fpu {
-        fcw: FPU_CONTROL,
-        mxcsr: MXCSR,
-        ..Default::default()
-    };
-    vcpu.set_fpu(&fpu).map_err(set("the FPU"))?;
-
-    let mut sregs = vcpu.get_sregs().map_err(|source| StateError::Part {
-        verb: "read",
-        part: "the special registers",
-        source,
-    })?;
-    sregs.cs = segment(CODE_SELECTOR);
-    for data in [
-        &mut sregs.ds,
-        &mut sregs.es,
-        &mut sregs.fs,
-        &mut sregs.gs,
-        &mut sregs.ss,
-    ] {
-        *data = segment(DATA_SELECTOR);
-    }
-    sregs.tr = segment(TSS_SELECTOR);
-    let limit = u16::try_from(GDT_ENTRIES.len() * 8 - 1).expect("a few entries");
-    sregs.gdt = kvm_dtable {
-        base: GDT.start,
-        limit,
-        ..Default::default()
-    };
-    sregs.idt = kvm_dtable::default();
-    sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
-    sregs.cr3 = PAGE_TABLES.start;
-    sregs.cr4 = CR4_PAE;
-    sregs.efer = EFER_LME | EFER_LMA;
-    vcpu.set_sregs(&sregs).map_err(set("the special registers"))
-}
-
-/// Sets the local APIC pins as firmware leaves them on every CPU: LINT0 takes the old interrupt
-/// controller, LINT1 the NMI.
-pub fn set_boot_lapic(vcpu: &VcpuFd) -> Result<(), StateError> {
-    let part = "the local APIC";
-    let mut lapic = vcpu.get_lapic().map_err(|source| StateError::Part {
-        verb: "read",
-        part,
-        source,
-    })?;
-    for (offset, mode) in [(APIC_LVT0, DELIVERY_EXT_INT), (APIC_LVT1, DELIVERY_NMI)] {
-        // The registers are an array of `char`; only bits 8..16 of a word are changed.
-        let [_, second, ..] = mode.to_le_bytes();
-        if let Some(byte) = lapic.regs.get_mut(offset + 1) {
-            *byte = (*byte & !0x7) | i8::try_from(second).expect("three bits");
-        }
-    }
-    vcpu.set_lapic(&lapic).map_err(|source| StateError::Part {
-        verb: "write",
-        part,
-        source,
-    })
-}
-
-/// Unpacks a GDT entry into what the CPU would have loaded.
-fn segment(selector: u16) -> kvm_segment {
-    let entry = GDT_ENTRIES
-        .get(usize::from(selector / 8))
-        .copied()
-        .unwrap_or(0);
-    let bits = |shift: u32, width: u32| (entry >> shift) & ((1 << width) - 1);
-    let flag = |shift: u32| u8::from(bits(shift, 1) == 1);
-    let granular = flag(55) == 1;
-    let limit = bits(0, 16) | bits(48, 4) << 16;
-    let limit = if granular { limit << 12 | 0xfff } else { limit };
-    kvm_segment {
-        base: bits(16, 24) | bits(56, 8) << 24,
-        limit: u32::try_from(limit).expect("20 bits, or 32 when granular"),
-        selector,
-        type_: u8::try_from(bits(40, 4)).expect("four bits"),
-        s: flag(44),
-        dpl: u8::try_from(bits(45, 2)).expect("two bits"),
-        present: flag(47),
-        avl: flag(52),
-        l: flag(53),
-        db: flag(54),
-        g: u8::from(granular),
-        ..Default::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn deadline_after(lvtt: [i8; 4], deadline: u64) -> u64 {
+        let mut lapic = kvm_lapic_state { regs: [0; 1024] };
+        lapic.regs[APIC_LVTT..APIC_LVTT + 4].copy_from_slice(&lvtt);
+        let mut msrs =
+            [(MSR_TSC, 77), (MSR_TSC_DEADLINE, deadline)].map(|(index, data)| kvm_msr_entry {
+                index,
+                data,
+                ..Default::default()
+            });
+        rearm_deadline(&mut msrs, &lapic);
+        msrs[1].data
+    }
+
     #[test]
-    fn descriptors_unpack() {
-        let code = segment(CODE_SELECTOR);
-        assert_eq!((code.base, code.limit, code.type_), (0, u32::MAX, 0xb));
-        assert_eq!(
-            (code.l, code.db, code.s, code.present, code.g),
-            (1, 0, 1, 1, 1)
-        );
-        let data = segment(DATA_SELECTOR);
-        assert_eq!(
-            (data.l, data.db, data.type_, data.limit),
-            (0, 1, 3, u32::MAX)
-        );
-        let tss = segment(TSS_SELECTOR);
-        assert_eq!((tss.s, tss.type_, tss.present), (0, 0xb, 1));
+    fn only_a_fired_deadline_timer_is_armed_again() {
+        assert_eq!(deadline_after([0, 0, 0b100, 0], 0), 77);
+        assert_eq!(deadline_after([0, 0, 0b100, 0], 5), 5);
+        assert_eq!(deadline_after([0, 0, 0b101, 0], 0), 0, "masked");
+        assert_eq!(deadline_after([0, 0, 0b010, 0], 0), 0, "periodic");
     }
 }

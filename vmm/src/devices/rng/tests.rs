@@ -49,6 +49,7 @@ fn with_chains(
         features: 0,
         queues: vec![queue],
         interrupt: interrupt.clone(),
+        resumed: false,
     };
     device.lock().unwrap().activate(activation).unwrap();
     let mut rig = Rig {

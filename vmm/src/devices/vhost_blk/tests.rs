@@ -162,6 +162,7 @@ fn activation(ram: &GuestRam, queues: Vec<VirtQueue>) -> Activation {
         features,
         queues,
         interrupt,
+        resumed: false,
     }
 }
 

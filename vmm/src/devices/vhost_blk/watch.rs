@@ -9,7 +9,9 @@ use std::net::Shutdown;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::Builder;
 use std::time::Duration;
 
 use rustix::time::{
@@ -19,6 +21,7 @@ use rustix::time::{
 
 use super::backend::PATIENCE;
 use crate::events::{EventSet, Registrar, Subscriber};
+use crate::lock::lock;
 use crate::outcome::Outcome;
 
 const CONNECTION: u32 = 0;
@@ -103,6 +106,36 @@ impl Watch {
     pub fn sever(&self) {
         // It may be gone already, which is as good.
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// Keeps an eye on conversations that the main thread itself has, while it cannot: when they last longer than
+/// [`PATIENCE`], the connections are broken. Over when it is dropped.
+#[derive(Debug)]
+pub struct Chaperone {
+    /// The thread hears this end.
+    _over: Option<Sender<()>>,
+}
+
+impl Chaperone {
+    /// Starts to watch these backends.
+    pub fn start(watches: Vec<Arc<Mutex<Watch>>>) -> io::Result<Self> {
+        if watches.is_empty() {
+            return Ok(Self { _over: None });
+        }
+        let (over, end) = channel::<()>();
+        Builder::new().name("chaperone".to_owned()).spawn(move || {
+            if end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                log::error!(
+                    "vhost-user: a backend did not answer within {} s",
+                    PATIENCE.as_secs()
+                );
+                for watch in watches {
+                    lock(&watch).sever();
+                }
+            }
+        })?;
+        Ok(Self { _over: Some(over) })
     }
 }
 

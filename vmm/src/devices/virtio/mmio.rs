@@ -7,6 +7,7 @@
 //! Lock order: the registers, then the device.
 
 mod registers;
+pub mod state;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -21,7 +22,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::registers::{QueueRegisters, Registers, set_driver_features, set_queue_register};
 pub use self::registers::{register, status};
-use super::{ActivateError, Activation, INTERRUPT_USED, Interrupt, VirtQueue, VirtioDevice};
+use super::{
+    ActivateError, Activation, INTERRUPT_USED, Interrupt, Position, VirtQueue, VirtioDevice,
+};
 use crate::bus::BusDevice;
 use crate::lock::lock;
 use crate::memory::GuestMemory;
@@ -208,12 +211,13 @@ impl MmioTransport {
 
     fn activate(&self, registers: &mut Registers) {
         let mut device = lock(&self.device);
-        let live = self.make_queues(registers).and_then(|queues| {
+        let live = self.make_queues(registers, &[]).and_then(|queues| {
             device.activate(Activation {
                 memory: self.memory.clone(),
                 features: registers.driver_features,
                 queues,
                 interrupt: self.interrupt.clone(),
+                resumed: false,
             })
         });
         if let Err(error) = live {
@@ -226,7 +230,12 @@ impl MmioTransport {
     }
 
     /// Turns the registers of ready queues into queues; none of them can point outside guest memory.
-    fn make_queues(&self, registers: &Registers) -> Result<Vec<VirtQueue>, ActivateError> {
+    /// Those with a position go on from there.
+    fn make_queues(
+        &self,
+        registers: &Registers,
+        positions: &[Option<Position>],
+    ) -> Result<Vec<VirtQueue>, ActivateError> {
         let mut queues = Vec::with_capacity(registers.queues.len());
         let sizes = self.queue_sizes.iter().zip(&self.doorbells);
         for (index, (wanted, (&max, kick))) in (0_u16..).zip(registers.queues.iter().zip(sizes)) {
@@ -247,6 +256,10 @@ impl MmioTransport {
                 .map_err(bad)?;
             queue.set_event_idx(registers.driver_features & EVENT_IDX != 0);
             queue.set_ready(true);
+            if let Some(Some(position)) = positions.get(usize::from(index)) {
+                queue.set_next_avail(position.next_avail);
+                queue.set_next_used(position.next_used);
+            }
             // Address zero is how virtio-queue marks a ring that was never set.
             if wanted.driver == 0 || !queue.is_valid(&self.memory) {
                 return Err(ActivateError::OutsideMemory { index });

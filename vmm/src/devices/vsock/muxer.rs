@@ -135,6 +135,12 @@ impl Muxer {
         self.connections.len()
     }
 
+    /// True if the guest has, for all that is known here, no connection and none is on its way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.connections.is_empty() && self.resets.is_empty()
+    }
+
     /// True once, after the guest has dialled [`READY_PORT`].
     pub fn take_guest_ready(&mut self) -> bool {
         std::mem::take(&mut self.guest_ready)

@@ -13,7 +13,7 @@ use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::{Hypervisor, Vm, msr};
 use crate::memory::{GuestRam, layout};
 use crate::spec::MemorySpec;
-use crate::vcpu::state;
+use crate::vcpu::entry;
 
 const CODE: u64 = layout::KERNEL;
 const COUNTER: GuestAddress = GuestAddress(0x20_0000);
@@ -86,7 +86,7 @@ fn start(
             },
         );
         fd.set_cpuid2(&features).unwrap();
-        state::set_boot_lapic(&fd).unwrap();
+        entry::set_boot_lapic(&fd).unwrap();
         msr::set_boot_values(&fd).unwrap();
         if let Some(prepare) = prepare.take() {
             prepare(&fd);
@@ -105,7 +105,7 @@ fn start(
 }
 
 fn at_entry(fd: &kvm_ioctls::VcpuFd) {
-    state::set_boot_registers(fd, Entry { rip: CODE }).unwrap();
+    entry::set_boot_registers(fd, Entry { rip: CODE }).unwrap();
 }
 
 impl Guest {

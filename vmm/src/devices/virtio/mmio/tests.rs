@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vm_memory::GuestMemoryBackend;
 
 use super::*;
+use crate::devices::virtio::StopError;
 use crate::events::{EventSet, Registrar, Subscriber};
 
 const SIZES: [u16; 3] = [128, 16, 8];
@@ -19,6 +20,9 @@ struct Probe {
     activations: u32,
     refuse: bool,
     by_backend: bool,
+    /// Where the device stands with its queues; how it was made active.
+    positions: Vec<(u16, Position)>,
+    resumed: bool,
 }
 
 impl Subscriber for Probe {
@@ -79,6 +83,9 @@ impl VirtioDevice for Probe {
             }
         }
         self.activations += 1;
+        self.resumed = activation.resumed;
+        let positions = activation.queues.iter().map(VirtQueue::position);
+        self.positions = positions.collect();
         self.features = activation.features;
         self.active = Some(
             activation
@@ -94,6 +101,10 @@ impl VirtioDevice for Probe {
             });
         }
         Ok(())
+    }
+
+    fn stop(&mut self) -> Result<Vec<(u16, Position)>, StopError> {
+        Ok(self.positions.drain(..).collect())
     }
 
     fn reset(&mut self) {

@@ -19,6 +19,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 impl Muxer {
     /// Starts to accept connections: the guest's driver is there.
     pub fn listen(&mut self) -> io::Result<()> {
+        if self.listening {
+            return Ok(());
+        }
         self.poller.add_listener(self.listener.socket())?;
         self.listening = true;
         Ok(())

@@ -153,6 +153,7 @@ impl Driver {
             features: FEATURE_STREAM | 1 << 32,
             queues: queues.collect(),
             interrupt: interrupt.clone(),
+            resumed: false,
         };
         device.activate(activation).unwrap();
         Self {

@@ -1,0 +1,207 @@
+//! Making a template of a sandbox.
+//!
+//! First everything stands still: the vCPUs, then the devices, which finish what they have begun. Then the
+//! state is read, device by device, and memory last, a piece at a time. The header is written when all
+//! else is on disk, so a template that was cut off in the making does not begin as one.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use super::format::{self, FormatError, Header, Pages};
+use super::host::{Host, HostError};
+use super::pages::{PIECE, PageWriter};
+use super::state::State;
+use super::{MEMORY, STATE, WINDOW};
+use crate::devices::Attached;
+use crate::devices::state::SaveError;
+use crate::kvm::{Hypervisor, KvmError, Vm};
+use crate::memory::{GuestRam, Kind, regions};
+use crate::spec::{Binding, MemorySpec};
+use crate::vcpu::thread::{ThreadError, Vcpus};
+
+/// Why there is no template.
+#[derive(Debug, Error)]
+pub enum CaptureError {
+    /// The guest's vCPUs.
+    #[error(transparent)]
+    Vcpus(#[from] ThreadError),
+    /// A device.
+    #[error("cannot stop {0}")]
+    Device(#[from] SaveError),
+    /// The machine.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// What it would be bound to.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A thread.
+    #[error("cannot start a thread")]
+    Chaperone(#[source] io::Error),
+    /// A file.
+    #[error("cannot write {}", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Memory.
+    #[error("cannot read guest memory at {address:#x}")]
+    Memory {
+        address: u64,
+        #[source]
+        source: GuestMemoryError,
+    },
+    /// The state.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+/// A sandbox that can be captured, without its vCPUs.
+#[derive(Debug)]
+pub struct Subject {
+    pub hypervisor: Arc<Hypervisor>,
+    pub vm: Arc<Vm>,
+    pub ram: GuestRam,
+    pub memory: MemorySpec,
+    pub devices: Arc<Attached>,
+}
+
+/// The template is on disk; this many bytes of it are not holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Captured {
+    pub memory_bytes: u64,
+    pub window_bytes: u64,
+}
+
+impl Subject {
+    /// Fills the draft. From here on the devices are dead, whatever comes of it: the vCPUs, which must be
+    /// paused, can run no more.
+    pub fn capture(
+        &self,
+        vcpus: &Vcpus,
+        draft: Draft,
+        binding: &Binding,
+    ) -> Result<Captured, CaptureError> {
+        let host = Host::here(&self.hypervisor)?;
+        let chaperone = self.devices.chaperone();
+        let chaperone = chaperone.map_err(CaptureError::Chaperone)?;
+        let devices = self.devices.save()?;
+        drop(chaperone);
+        let state = State {
+            binding: binding.labels().clone(),
+            memory: self.memory.into(),
+            vm: self.vm.save()?,
+            vcpus: vcpus.save(self.hypervisor.state_msrs()?)?,
+            devices,
+        };
+        let captured = self.write(&draft, host, &state)?;
+        draft.keep();
+        Ok(captured)
+    }
+
+    fn write(&self, draft: &Draft, host: Host, state: &State) -> Result<Captured, CaptureError> {
+        let window = self.write_pages(&draft.window, Kind::Window)?;
+        let memory = self.write_pages(&draft.memory, Kind::Private)?;
+        let header = Header {
+            host,
+            memory,
+            window,
+        };
+        let bytes = format::encode(&header, state)?;
+        let NewFile { path, file } = &draft.state;
+        file.write_all_at(&bytes, 0)
+            .and_then(|()| file.sync_all())
+            .map_err(|source| CaptureError::File {
+                path: path.clone(),
+                source,
+            })?;
+        Ok(Captured {
+            memory_bytes: memory.data,
+            window_bytes: window.data,
+        })
+    }
+
+    /// The pieces of one kind, one after the other.
+    fn write_pages(&self, to: &NewFile, wanted: Kind) -> Result<Pages, CaptureError> {
+        let failed = |source| CaptureError::File {
+            path: to.path.clone(),
+            source,
+        };
+        let mut writer = PageWriter::new(&to.file);
+        let mut piece = vec![0; PIECE];
+        for (range, kind) in regions(&self.memory) {
+            if kind != wanted {
+                continue;
+            }
+            for address in (range.start..range.end()).step_by(PIECE) {
+                let left = range.end() - address;
+                let count = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+                let piece = piece.get_mut(..count).unwrap_or_default();
+                self.ram
+                    .memory()
+                    .read_slice(piece, GuestAddress(address))
+                    .map_err(|source| CaptureError::Memory { address, source })?;
+                writer.write(piece).map_err(failed)?;
+            }
+        }
+        writer.finish().map_err(failed)
+    }
+}
+
+#[derive(Debug)]
+struct NewFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// The files of a template in the making; what is not finished goes again.
+#[derive(Debug)]
+pub struct Draft {
+    state: NewFile,
+    memory: NewFile,
+    window: NewFile,
+    kept: bool,
+}
+
+impl Draft {
+    /// Makes the files in `directory`, where none of them may be yet.
+    pub fn create(directory: &Path) -> Result<Self, CaptureError> {
+        let create = |name| {
+            let path = directory.join(name);
+            let mut options = OpenOptions::new();
+            match options.write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => Ok(NewFile { path, file }),
+                Err(source) => Err(CaptureError::File { path, source }),
+            }
+        };
+        Ok(Self {
+            state: create(STATE)?,
+            memory: create(MEMORY)?,
+            window: create(WINDOW)?,
+            kept: false,
+        })
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        for NewFile { path, .. } in [&self.state, &self.memory, &self.window] {
+            if let Err(error) = std::fs::remove_file(path) {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+}
