@@ -16,7 +16,6 @@ use crate::session::memory::Trust;
 /// `sun_path` without its terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 const QUEUES_MAX: u16 = 16;
-const READY_MAX: usize = 64;
 /// More would be a core burnt, not a latency saved.
 const POLL_MAX: Duration = Duration::from_micros(200);
 
@@ -56,7 +55,6 @@ pub enum DiskConfig {
         template: PathBuf,
         directory: PathBuf,
         flush: Flush,
-        ready: usize,
         /// Guests of this disk may be in the middle of their lives: clones of a template.
         resumes: bool,
         /// Where the layer stays when its session ends.
@@ -167,8 +165,6 @@ struct ScratchWire {
     #[serde(default)]
     flush: FlushWire,
     #[serde(default)]
-    ready: usize,
-    #[serde(default)]
     resumes: bool,
     keep: Option<PathBuf>,
 }
@@ -220,10 +216,6 @@ impl ListenerWire {
 
 impl ScratchWire {
     fn check(self, at: &str) -> Result<DiskConfig, Error> {
-        if self.ready > READY_MAX {
-            let problem = format!("must be 0 to {READY_MAX}");
-            return Err(field(format!("{at}.disk.scratch.ready"), problem));
-        }
         if self.keep.as_ref().is_some_and(|path| !path.is_absolute()) {
             let problem = "must be an absolute path";
             return Err(field(format!("{at}.disk.scratch.keep"), problem));
@@ -235,7 +227,6 @@ impl ScratchWire {
         let Self {
             template,
             directory,
-            ready,
             resumes,
             keep,
             flush: _,
@@ -244,7 +235,6 @@ impl ScratchWire {
             template,
             directory,
             flush,
-            ready,
             resumes,
             keep,
         })

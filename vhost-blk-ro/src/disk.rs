@@ -4,6 +4,7 @@
 //! guest's sector number again. [`Disk::Image`] has no way to write: its file is open read-only and
 //! [`Image`] has no method that writes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
@@ -65,6 +66,10 @@ impl Extent {
 
     pub fn bytes(self) -> u64 {
         self.bytes
+    }
+
+    pub fn range(self) -> Range<u64> {
+        self.offset..self.offset + self.bytes
     }
 
     /// Without its first `bytes`, as far as it has that many.
@@ -130,6 +135,14 @@ impl Disk {
         match self {
             Self::Image(image) => image.tells_misses(),
             Self::Layer(layer) => layer.tells_misses(),
+        }
+    }
+
+    /// Where the file under the disk ends: in its last sector.
+    pub fn content_bytes(&self) -> u64 {
+        match self {
+            Self::Image(image) => image.source().size(),
+            Self::Layer(layer) => layer.template().source().size(),
         }
     }
 

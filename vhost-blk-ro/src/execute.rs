@@ -9,7 +9,6 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use crate::disk::{Disk, Extent, SECTOR_BYTES, Sector, Serial};
-use crate::image::Image;
 use crate::iov::{self, Segment, Span, Sync, Wait, advance};
 use crate::request::{self, Range, Refusal, Request, Status};
 use crate::scratch::{Flush, Layer};
@@ -187,22 +186,19 @@ fn read(
     if done == extent.bytes() {
         return Ok(());
     }
-    match disk {
-        Disk::Image(image) => pad(image, extent, done, memory, into),
-        Disk::Layer(_) => Err(Failure::Shrunk),
-    }
+    pad(disk, extent, done, memory, into)
 }
 
-/// An image need not end on a sector: the rest of its last one reads as zeroes.
+/// A file need not end on a sector: the rest of its last one reads as zeroes.
 fn pad(
-    image: &Image,
+    disk: &Disk,
     extent: Extent,
     done: u64,
     memory: &GuestMemoryMmap,
     into: &[Segment],
 ) -> Result<(), Failure> {
     let missing = extent.bytes() - done;
-    if extent.offset() + done != image.source().size() || missing >= SECTOR_BYTES {
+    if extent.offset() + done != disk.content_bytes() || missing >= SECTOR_BYTES {
         return Err(Failure::Shrunk);
     }
     let mut rest = into.to_vec();

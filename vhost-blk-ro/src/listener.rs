@@ -20,7 +20,6 @@ use crate::disk::Disk;
 use crate::event::{self, Event};
 use crate::image::{self, Image, Source};
 use crate::scratch::keep::{self, Keep};
-use crate::scratch::pool::Pool;
 use crate::scratch::{self, Layer, Template};
 use crate::session::{self, Options, Outcome, Rings};
 
@@ -32,8 +31,6 @@ pub enum Error {
     Scratch(#[from] scratch::Error),
     #[error("cannot keep the scratch disk")]
     Keep(#[from] keep::Error),
-    #[error("cannot start the thread that makes scratch layers")]
-    Pool(#[source] io::Error),
     #[error("{0} is in use by another process")]
     InUse(PathBuf),
     #[error("{0} exists and is not a socket")]
@@ -49,7 +46,7 @@ pub type Images = HashMap<image::Identity, Arc<Image>>;
 #[derive(Debug)]
 enum Served {
     Image(Arc<Image>),
-    Scratch(Pool),
+    Scratch(Arc<Template>),
 }
 
 impl Served {
@@ -65,20 +62,14 @@ impl Served {
                 template,
                 directory,
                 flush,
-                ready,
                 keep,
                 resumes: _,
             } => {
                 let source = Source::open(template)?;
-                let mut template = Template::new(source, directory, *flush);
-                if let Some(path) = keep {
-                    template = template.kept(Keep::new(path)?);
-                }
-                // A directory that cannot hold a layer should be known now, not at the first VM.
-                drop(template.layer()?);
-                Ok(Self::Scratch(
-                    Pool::start(Arc::new(template), *ready).map_err(Error::Pool)?,
-                ))
+                let keep = keep.as_deref().map(Keep::new).transpose()?;
+                Ok(Self::Scratch(Template::new(
+                    source, directory, *flush, keep,
+                )?))
             }
         }
     }
@@ -86,7 +77,7 @@ impl Served {
     fn keep(&self) -> Option<&Keep> {
         match self {
             Self::Image(_) => None,
-            Self::Scratch(pool) => pool.template().keep(),
+            Self::Scratch(template) => template.keep(),
         }
     }
 
@@ -96,7 +87,7 @@ impl Served {
                 image.source().check()?;
                 Ok(Disk::Image(Arc::clone(image)))
             }
-            Self::Scratch(pool) => Ok(Disk::Layer(pool.take()?)),
+            Self::Scratch(template) => Ok(Disk::Layer(template.layer()?)),
         }
     }
 }

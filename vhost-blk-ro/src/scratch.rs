@@ -1,29 +1,33 @@
-//! The writable layer: a private copy of a pre-formatted template that nobody else can open and
-//! that is gone with its session.
+//! The writable layer: a private disk that begins as a pre-formatted template, that nobody else can
+//! open, and that is gone with its session.
 //!
-//! Must hold: the file has no name (`O_TMPFILE`, else unlinked before the first byte is written), so
-//! neither a crash nor a forgotten step can leave one tenant's data to another. Its length never
-//! changes: a full file system shows as an I/O error on write, and what was written before stays
-//! readable. The one exception is a layer that its listener keeps, see [`keep`].
+//! Must hold: the file of a layer has no name (`O_TMPFILE`, else unlinked before the first byte is
+//! written), so neither a crash nor a forgotten step can leave one tenant's data to another. Its
+//! length never changes: a full file system shows as an I/O error on write, and what was written
+//! before stays readable. The one exception is a layer that its listener keeps, see [`keep`].
+//!
+//! The template is never written. It has to stay as it is while layers use it; one that changed is
+//! refused to new sessions.
 
+mod blocks;
 mod copy;
 pub mod keep;
-pub mod pool;
+mod layer;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, fallocate, open, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, open, openat, unlinkat};
 use rustix::io::Errno;
 use thiserror::Error;
-use vm_memory::GuestMemoryMmap;
 
-use crate::disk::{Capacity, Extent};
+use crate::disk::Capacity;
 use crate::image::{self, Source};
-use crate::iov::{self, Segment, Span, Sync, Wait};
 use keep::Keep;
+pub use layer::Layer;
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -31,12 +35,6 @@ pub enum Error {
     Template(#[from] image::Error),
     #[error("cannot create a scratch layer in {directory}")]
     Create {
-        directory: PathBuf,
-        source: io::Error,
-    },
-    #[error("cannot copy {template} into a scratch layer in {directory}")]
-    Copy {
-        template: PathBuf,
         directory: PathBuf,
         source: io::Error,
     },
@@ -58,67 +56,75 @@ pub struct Template {
     directory: PathBuf,
     flush: Flush,
     keep: Option<Keep>,
+    tells_misses: bool,
 }
 
 impl Template {
-    pub fn new(source: Source, directory: &Path, flush: Flush) -> Self {
-        Self {
+    /// Fails when the directory cannot hold a layer, rather than at the first VM's first write.
+    pub fn new(
+        source: Source,
+        directory: &Path,
+        flush: Flush,
+        keep: Option<Keep>,
+    ) -> Result<Arc<Self>, Error> {
+        // What is kept is made where it will be, so that a name is all it needs in the end.
+        let directory = keep.as_ref().map_or(directory, Keep::directory);
+        let mut template = Self {
             source,
             directory: directory.to_path_buf(),
             flush,
-            keep: None,
-        }
-    }
-
-    /// With layers that can be published, made where they will be.
-    #[must_use]
-    pub fn kept(self, keep: Keep) -> Self {
-        Self {
-            directory: keep.directory().to_path_buf(),
-            keep: Some(keep),
-            ..self
-        }
-    }
-
-    pub fn keep(&self) -> Option<&Keep> {
-        self.keep.as_ref()
+            keep,
+            tells_misses: false,
+        };
+        let trial = template.file().map_err(|source| Error::Create {
+            directory: template.directory.clone(),
+            source,
+        })?;
+        template.tells_misses =
+            image::tells_misses(&trial) && image::tells_misses(template.source.file());
+        Ok(Arc::new(template))
     }
 
     pub fn capacity(&self) -> Capacity {
         Capacity::holding(self.source.size())
     }
 
+    /// Whole sectors, so that no read inside the capacity meets the end of a layer's file.
+    fn length(&self) -> u64 {
+        self.capacity().sectors() * crate::disk::SECTOR_BYTES
+    }
+
     pub fn flush(&self) -> Flush {
         self.flush
     }
 
+    pub fn keep(&self) -> Option<&Keep> {
+        self.keep.as_ref()
+    }
+
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Whether template and layers know `RWF_NOWAIT`.
+    fn tells_misses(&self) -> bool {
+        self.tells_misses
+    }
+
     /// A fresh layer with the template's content.
-    pub fn layer(&self) -> Result<Layer, Error> {
+    pub fn layer(self: &Arc<Self>) -> Result<Layer, Error> {
         self.source.check()?;
+        Ok(Layer::new(Arc::clone(self)))
+    }
+
+    /// The empty file of one layer.
+    fn file(&self) -> io::Result<File> {
         let file = match self.keep {
             None => nameless_file(&self.directory),
             Some(_) => linkable_file(&self.directory),
-        };
-        let file = file.map_err(|source| Error::Create {
-            directory: self.directory.clone(),
-            source,
-        })?;
-        // Whole sectors, so that no read inside the capacity meets the end of the file.
-        let length = self.capacity().sectors() * crate::disk::SECTOR_BYTES;
-        copy::content(self.source.file(), self.source.size(), &file)
-            .and_then(|()| file.set_len(length))
-            .map_err(|source| Error::Copy {
-                template: self.source.path().to_path_buf(),
-                directory: self.directory.clone(),
-                source,
-            })?;
-        let tells_misses = image::tells_misses(&file);
-        Ok(Layer {
-            file,
-            capacity: self.capacity(),
-            flush: self.flush,
-            tells_misses,
-        })
+        }?;
+        file.set_len(self.length())?;
+        Ok(file)
     }
 }
 
@@ -154,103 +160,36 @@ fn nameless_file(directory: &Path) -> io::Result<File> {
     Ok(File::from(file))
 }
 
-/// One session's writable disk.
-#[derive(Debug)]
-pub struct Layer {
-    file: File,
-    capacity: Capacity,
-    flush: Flush,
-    tells_misses: bool,
-}
-
-impl Layer {
-    pub fn capacity(&self) -> Capacity {
-        self.capacity
-    }
-
-    pub fn tells_misses(&self) -> bool {
-        self.tells_misses
-    }
-
-    pub fn flush_mode(&self) -> Flush {
-        self.flush
-    }
-
-    pub fn read(
-        &self,
-        extent: Extent,
-        memory: &GuestMemoryMmap,
-        span: Span<'_>,
-        wait: Wait,
-    ) -> Result<u64, iov::Error> {
-        iov::read(&self.file, extent.offset(), memory, span, wait)
-    }
-
-    /// Starts reading `extent` into the page cache without waiting for it.
-    pub fn prefetch(&self, extent: Extent) {
-        image::prefetch(&self.file, extent);
-    }
-
-    pub fn write(
-        &self,
-        extent: Extent,
-        memory: &GuestMemoryMmap,
-        segments: &[Segment],
-        sync: Sync,
-    ) -> Result<(), iov::Error> {
-        iov::write(&self.file, extent.offset(), memory, segments, sync)
-    }
-
-    pub fn flush(&self) -> io::Result<()> {
-        match self.flush {
-            Flush::Volatile => Ok(()),
-            Flush::Durable => self.file.sync_data(),
-        }
-    }
-
-    /// Gives the space back to the host. Advice: where the file system cannot, nothing happens.
-    pub fn discard(&self, extent: Extent) -> io::Result<()> {
-        match punch(&self.file, extent) {
-            Err(Errno::OPNOTSUPP) => Ok(()),
-            result => Ok(result?),
-        }
-    }
-
-    /// Makes `extent` read as zeroes; with `unmap` its space may go back to the host.
-    pub fn write_zeroes(&self, extent: Extent, unmap: bool) -> io::Result<()> {
-        if !unmap {
-            let keep = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-            match on_extent(&self.file, extent, keep) {
-                Err(Errno::OPNOTSUPP) => {}
-                result => return Ok(result?),
-            }
-        }
-        match punch(&self.file, extent) {
-            Err(Errno::OPNOTSUPP) => copy::zeroes(&self.file, extent.offset(), extent.bytes()),
-            result => Ok(result?),
-        }
-    }
-}
-
-fn punch(file: &File, extent: Extent) -> Result<(), Errno> {
-    on_extent(
-        file,
-        extent,
-        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-    )
-}
-
-fn on_extent(file: &File, extent: Extent, flags: FallocateFlags) -> Result<(), Errno> {
-    if extent.bytes() == 0 {
-        return Ok(());
-    }
-    loop {
-        match fallocate(file, flags, extent.offset(), extent.bytes()) {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_changed_template_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("template");
+        std::fs::write(&path, [1; 8192]).unwrap();
+        let source = Source::open(&path).unwrap();
+        let template = Template::new(source, dir.path(), Flush::Volatile, None).unwrap();
+        template.layer().unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"new", 1 << 20).unwrap();
+        assert!(matches!(
+            template.layer(),
+            Err(Error::Template(image::Error::Changed { .. }))
+        ));
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("template");
+        std::fs::write(&path, [1; 8192]).unwrap();
+        let missing = dir.path().join("none");
+        let source = Source::open(&path).unwrap();
+        let error = Template::new(source, &missing, Flush::Volatile, None).unwrap_err();
+        assert!(error.to_string().contains("none"), "{error}");
+    }
+}

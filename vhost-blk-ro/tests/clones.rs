@@ -262,4 +262,38 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn a_full_file_system_keeps_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let small = dir.path().join("small");
+        std::fs::create_dir(&small).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        if let Err(error) = rustix::mount::mount("none", &small, "tmpfs", flags, Some(c"size=1m")) {
+            println!("skipped: a_full_file_system_keeps_nothing: cannot mount a tmpfs: {error}");
+            return;
+        }
+        let outcome = std::panic::catch_unwind(|| {
+            std::fs::write(dir.path().join("template"), pattern(0, 4 << 20)).unwrap();
+            std::fs::write(dir.path().join("image"), [1; 512]).unwrap();
+            let keep = small.join("kept");
+            let setting = format!(r#"{{"keep": "{}", "template""#, keep.display());
+            let config = super::daemon::config(dir.path(), "").replace(r#"{"template""#, &setting);
+            let mut daemon = Daemon::start_with(&config);
+            let socket = dir.path().join("scratch.sock");
+            let mut device = Device::connect(&socket, &Setup::default()).unwrap();
+            // There is room for what this guest writes, not for the rest of its disk.
+            assert_eq!(device.write(8, &[7; 4096]).unwrap(), OK);
+            save(&mut device);
+            drop(device);
+            let said = daemon.event();
+            assert!(
+                said.contains("not_kept") && said.contains("No space left"),
+                "{said}"
+            );
+            assert_eq!(std::fs::read_dir(&small).unwrap().count(), 0);
+        });
+        rustix::mount::unmount(&small, rustix::mount::UnmountFlags::empty()).unwrap();
+        outcome.unwrap();
+    }
 }

@@ -91,6 +91,30 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_layer_full_of_gaps_reads_like_one_file() {
+        let daemon = Daemon::start("");
+        let mut device = Device::connect(&daemon.scratch(), &Setup::default()).unwrap();
+        // The template holds 64 KiB, so half of what is read here is its hole.
+        let mut model = pattern(0, 128 << 10);
+        model[64 << 10..].fill(0);
+        // Every second block, and now and then part of one.
+        for block in (0..32u64).step_by(2) {
+            let sectors = if block % 8 == 0 { 3 } else { 8 };
+            let data = pattern(block * 77, sectors * 512);
+            assert_eq!(device.write(block * 8, &data).unwrap(), OK);
+            let at = usize::try_from(block * 4096).unwrap();
+            model[at..at + data.len()].copy_from_slice(&data);
+        }
+        assert_eq!(device.ranges(T_WRITE_ZEROES, &[(19, 30, 0)]).unwrap(), OK);
+        model[19 * 512..49 * 512].fill(0);
+        for (sector, bytes) in [(0, 128 << 10), (1, 512), (7, 1024), (5, 100 * 512)] {
+            let at = usize::try_from(sector * 512).unwrap();
+            let seen = device.read(sector, bytes).unwrap();
+            assert!(seen == model[at..at + seen.len()], "{bytes} from {sector}");
+        }
+    }
+
     /// Header in three pieces, data in seven, status in the same descriptor as the last of them.
     fn odd_chain(device: &mut Device, indirect: bool) {
         let area = device.data();

@@ -15,7 +15,7 @@ fn the_full_form_is_understood() {
               {"socket": "/run/root.sock", "disk": {"image": {"path": "/x.erofs"}}},
               {"socket": "/run/scratch.sock", "trusted_front_end": true,
                "disk": {"scratch": {"template": "/t.img", "directory": "/var/s",
-                                    "flush": "durable", "ready": 3,
+                                    "flush": "durable",
                                     "resumes": true, "keep": "/k/scratch.img"},
                         "serial": "data"}} ],
              "queues": 2, "poll_us": 0 }"#,
@@ -39,13 +39,10 @@ fn the_full_form_is_understood() {
         (scratch.serial, scratch.trust),
         (Serial::new("data").unwrap(), Trust::Yes)
     );
-    let DiskConfig::Scratch {
-        flush, ready, keep, ..
-    } = &scratch.disk
-    else {
+    let DiskConfig::Scratch { flush, keep, .. } = &scratch.disk else {
         panic!("a scratch")
     };
-    assert_eq!((*flush, *ready), (Flush::Durable, 3));
+    assert_eq!(*flush, Flush::Durable);
     assert_eq!(keep.as_deref(), Some("/k/scratch.img".as_ref()));
     assert!(root.disk.resumes() && scratch.disk.resumes());
 }
@@ -61,7 +58,6 @@ fn volatile_and_one_queue_are_the_defaults() {
         &scratch.disk,
         DiskConfig::Scratch {
             flush: Flush::Volatile,
-            ready: 0,
             resumes: false,
             keep: None,
             ..
@@ -90,10 +86,6 @@ fn every_error_names_its_field() {
         (
             with_disk(r#"{"image": {"path": "/x"}, "serial": "123456789012345678901"}"#),
             "listeners[0].disk.serial",
-        ),
-        (
-            with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "ready": 65}}"#),
-            "listeners[0].disk.scratch.ready",
         ),
         (
             with_disk(r#"{"scratch": {"template": "/t", "directory": "/d", "keep": "k.img"}}"#),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 use super::*;
-use crate::image::Source;
+use crate::image::{Image, Source};
 use crate::scratch::Template;
 
 struct Bench {
@@ -41,7 +41,7 @@ impl Bench {
     }
 
     fn layer(&self, flush: Flush) -> Disk {
-        let template = Template::new(self.source("even"), self.dir.path(), flush);
+        let template = Template::new(self.source("even"), self.dir.path(), flush, None).unwrap();
         Disk::Layer(template.layer().unwrap())
     }
 
@@ -82,6 +82,34 @@ fn the_tail_of_an_odd_image_is_zero() {
         bench.run(&image, &beyond),
         Err(Failure::OutOfRange { .. })
     ));
+}
+
+#[test]
+fn the_tail_of_an_odd_template_is_zero_until_it_is_written() {
+    let bench = Bench::new();
+    let template = Template::new(bench.source("odd"), bench.dir.path(), Flush::Volatile, None);
+    let layer = Disk::Layer(template.unwrap().layer().unwrap());
+    let tail = |byte: u8| {
+        bench.memory.write_slice(&[0xff; 1024], AT).unwrap();
+        let request = Request::Read {
+            sector: Sector(8),
+            bytes: 1024,
+            into: &segments(1024),
+        };
+        assert_eq!(bench.run(&layer, &request).unwrap(), 1024);
+        let seen = bench.bytes(1024);
+        assert!(seen[..512].iter().all(|b| *b == byte));
+        assert!(seen[512..904].iter().all(|b| *b == 5) && seen[904..].iter().all(|b| *b == 0));
+    };
+    tail(5);
+    bench.memory.write_slice(&[7; 512], AT).unwrap();
+    let write = Request::Write {
+        sector: Sector(8),
+        bytes: 512,
+        from: &segments(512),
+    };
+    bench.run(&layer, &write).unwrap();
+    tail(7);
 }
 
 #[test]

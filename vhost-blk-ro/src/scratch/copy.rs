@@ -1,45 +1,39 @@
-//! How a layer gets its template's content: shared extents where the file system can (XFS, btrfs),
-//! else only the parts of the template that hold data.
+//! Filling a file: with what another one holds, or with zeroes.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, copy_file_range, seek};
 use rustix::io::Errno;
 
 /// Buffer for file systems that cannot copy by themselves.
 const CHUNK: usize = 128 << 10;
 
-/// Gives the empty file `to` the first `size` bytes of `from`; holes stay holes.
-pub(super) fn content(from: &File, size: u64, to: &File) -> io::Result<()> {
-    match ioctl_ficlone(to, from) {
-        Ok(()) => return Ok(()),
-        // Other file system, or one that shares no extents.
-        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    to.set_len(size)?;
-    let mut at = 0;
-    while let Some((start, end)) = next_data(from, at, size)? {
+/// Copies what `from` holds in `bytes` to the same place in `to`; nothing is written for its holes. A
+/// file system that can share extents between files does that instead.
+pub(super) fn data(from: &File, bytes: Range<u64>, to: &File) -> io::Result<()> {
+    let mut at = bytes.start;
+    while let Some((start, end)) = next_data(from, at, bytes.end)? {
         range(from, to, start, end)?;
         at = end;
     }
     Ok(())
 }
 
-/// The next stretch of `file` that holds data, from `at` on and before `size`.
-fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
-    if at >= size {
+/// The next stretch of `file` that holds data, from `at` on and before `limit`.
+fn next_data(file: &File, at: u64, limit: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= limit {
         return Ok(None);
     }
     // The file offset that this moves is used by nobody: reads here name their position.
     let start = match seek(file, SeekFrom::Data(at)) {
-        Ok(start) if start < size => start,
+        Ok(start) if start < limit => start,
         Ok(_) | Err(Errno::NXIO) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let end = seek(file, SeekFrom::Hole(start))?.min(size);
+    let end = seek(file, SeekFrom::Hole(start))?.min(limit);
     Ok((end > start).then_some((start, end)))
 }
 
@@ -107,9 +101,20 @@ mod tests {
     #[test]
     fn holes_stay_holes() {
         let (from, to) = (sparse(), tempfile::tempfile().unwrap());
-        content(&from, 16 << 20, &to).unwrap();
+        to.set_len(16 << 20).unwrap();
+        data(&from, 0..16 << 20, &to).unwrap();
         assert_eq!(bytes(&from), bytes(&to));
         assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
+    }
+
+    #[test]
+    fn only_the_range_is_copied() {
+        let (from, to) = (sparse(), tempfile::tempfile().unwrap());
+        to.set_len(16 << 20).unwrap();
+        data(&from, 5000..8 << 20, &to).unwrap();
+        let all = bytes(&to);
+        assert!(all[..5000].iter().chain(&all[8 << 20..]).all(|b| *b == 0));
+        assert_eq!(all[5000..8 << 20], bytes(&from)[5000..8 << 20]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Error {
     Place(PathBuf),
     #[error("{0} exists already and is never overwritten; remove it or keep the layer elsewhere")]
     Exists(PathBuf),
+    #[error("cannot complete the layer for {path}")]
+    Complete { path: PathBuf, source: io::Error },
     #[error("cannot write the layer for {path} to the medium")]
     Sync { path: PathBuf, source: io::Error },
     #[error("cannot give the layer the name {path}")]
@@ -63,8 +65,12 @@ impl Keep {
             path: self.path.clone(),
             source,
         };
-        layer.file.sync_all().map_err(sync)?;
-        let nameless = format!("/proc/self/fd/{}", layer.file.as_raw_fd());
+        let file = layer.complete().map_err(|source| Error::Complete {
+            path: self.path.clone(),
+            source,
+        })?;
+        file.sync_all().map_err(sync)?;
+        let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
         match linkat(CWD, nameless, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(Error::Exists(self.path.clone())),
@@ -84,23 +90,21 @@ impl Keep {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+    use std::sync::Arc;
 
     use super::*;
     use crate::image::Source;
     use crate::scratch::{Flush, Template};
 
-    fn template(dir: &Path) -> Template {
+    fn template(dir: &Path) -> Arc<Template> {
         let path = dir.join("template");
         let file = File::create(&path).unwrap();
         file.set_len(16 << 20).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[5; 8192], 1 << 20).unwrap();
         let keep = Keep::new(&dir.join("kept")).unwrap();
-        Template::new(
-            Source::open(&path).unwrap(),
-            Path::new("/nowhere"),
-            Flush::Volatile,
-        )
-        .kept(keep)
+        let source = Source::open(&path).unwrap();
+        // The place for other layers is of no concern.
+        Template::new(source, Path::new("/nowhere"), Flush::Volatile, Some(keep)).unwrap()
     }
 
     #[test]

@@ -115,7 +115,10 @@ mod tests {
             .set_len(1 << 30)
             .unwrap();
         let source = || Source::open(&path).unwrap();
-        let layer = |flush| Template::new(source(), dir.path(), flush).layer().unwrap();
+        let layer = |flush| {
+            let template = Template::new(source(), dir.path(), flush, None).unwrap();
+            template.layer().unwrap()
+        };
         let image = Disk::Image(Arc::new(Image::new(source())));
         let (volatile, durable) = (layer(Flush::Volatile), layer(Flush::Durable));
         (dir, image, Disk::Layer(volatile), Disk::Layer(durable))
