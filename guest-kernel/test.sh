@@ -22,5 +22,5 @@ qemu=${QEMU:-${RUNDLET_CACHE:-$HOME/.cache/rundlet}/qemu10/bin/qemu-system-x86_6
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-gcc -O2 -Wall -Wextra -Werror -static -o "$work/init" "$here/test/init.c"
+gcc -O2 -Wall -Wextra -Werror -static -o "$work/init" "$here"/test/*.c
 timeout --kill-after=10 900 python3 "$here/test/run.py" --qemu "$qemu" --kernel "$kernel" --init "$work/init" "$@"

@@ -3,6 +3,8 @@
  * found as lines that start with "test:", and ends the machine. Needs no file but itself.
  */
 #define _GNU_SOURCE
+#include "test.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
@@ -36,7 +38,7 @@
 
 static int failures;
 
-static void check(const char *what, int ok)
+void check(const char *what, int ok)
 {
 	if (!ok) {
 		printf("test: FAILED %s: %s\n", what, strerror(errno));
@@ -341,6 +343,10 @@ int main(void)
 		disk(1);
 	else if (!strcmp(test, "idle"))
 		idle();
+	else if (!strcmp(test, "renew"))
+		renew();
+	else if (!strcmp(test, "copy"))
+		copy();
 	else if (!strcmp(test, "churn"))
 		churn();
 	else if (!strcmp(test, "memory"))
@@ -348,7 +354,7 @@ int main(void)
 	else if (!strcmp(test, "panic"))
 		_exit(1); /* PID 1 may not: the kernel panics. */
 
-	printf("test: done\n");
+	printf("test: done failed=%d\n", failures);
 	if (!strcmp(test, "stay") || !strcmp(test, "disk") || !strcmp(test, "read"))
 		for (;;)
 			pause();

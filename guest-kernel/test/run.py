@@ -69,7 +69,10 @@ class Machine:
         self.ram = Path(self.directory.name, "ram")
         ram = f"memory-backend-file,id=ram,size={memory},share=on,mem-path={self.ram}"
         command += ["-object", ram, "-machine", "memory-backend=ram"]
-        command += ["-serial", f"file:{self.console}", "-qmp", f"unix:{self.monitor},server,nowait"]
+        self.keyboard = Path(self.directory.name, "keyboard")
+        serial = f"socket,id=serial,path={self.keyboard},server=on,wait=off,logfile={self.console}"
+        command += ["-chardev", serial, "-serial", "chardev:serial"]
+        command += ["-qmp", f"unix:{self.monitor},server,nowait"]
         command += ["-device", "isa-debug-exit,iobase=0x600,iosize=4"]
         command += ["-kernel", setup.kernel, "-initrd", setup.initrd]
         command += ["-append", " ".join(["console=ttyS0", "panic=-1", f"test={test}", *words])]
@@ -104,6 +107,34 @@ class Machine:
                 break
             time.sleep(0.1)
         raise AssertionError(f"console never said {pattern!r}:\n{self.output()}")
+
+    def type(self, line):
+        """Types a line at the console, and waits until something comes of it."""
+        with socket.socket(socket.AF_UNIX) as keyboard:
+            keyboard.connect(str(self.keyboard))
+            keyboard.sendall(line.encode() + b"\n")
+            self.said("test: (copy|done)")
+
+    def save(self, path):
+        """Stops the machine and writes all of it to a file."""
+        self.ask("stop")
+        self.ask("migrate", uri=f"file:{path}")
+        self.migrated()
+
+    def go_on(self):
+        """Lets a machine that was started with a saved one's state run."""
+        end = time.monotonic() + 60
+        while not self.monitor.exists():
+            assert time.monotonic() < end and self.process.poll() is None, "no QEMU"
+            time.sleep(0.1)
+        self.migrated()
+        self.ask("cont")
+
+    def migrated(self):
+        end = time.monotonic() + 60
+        while (status := self.ask("query-migrate").get("status")) != "completed":
+            assert status != "failed" and time.monotonic() < end, f"saving or loading: {status}"
+            time.sleep(0.1)
 
     def touched(self, base, size):
         """How many bytes of guest-physical memory from base on have ever been touched."""
@@ -156,8 +187,8 @@ class Setup:
 
 def boots_and_powers_off(setup):
     with Machine(setup, "none", [EXIT, WINDOW]) as machine:
-        assert machine.ended() == POWER_OFF
-        assert "test: done" in machine.output()
+        status = machine.ended()
+        assert status == POWER_OFF and "test: done" in machine.output(), f"{status}: {machine.output()}"
 
 
 def restart_is_told(setup):
@@ -289,13 +320,47 @@ def bad_windows_are_refused(setup):
             machine.said("test: no disk")
 
 
+def a_reseed_renews_numbers_and_keeps_connections(setup):
+    with Machine(setup, "renew", [EXIT]) as machine:
+        assert machine.ended() == POWER_OFF
+        assert "test: done failed=0" in machine.output(), machine.output()
+
+
+def copies_differ_once_they_are_renewed(setup):
+    """The same machine, three times: twice as it is, and twice told that it is a copy."""
+    with Machine(setup, "copy", [EXIT]) as original:
+        original.said("test: waiting")
+        saved = Path(original.directory.name, "saved")
+        original.save(saved)
+        said = []
+        for line in ("go", "go", "renew one", "renew two"):
+            with Machine(setup, "copy", [EXIT], ["-incoming", f"file:{saved}"]) as copy:
+                copy.go_on()
+                copy.type(line)
+                found = copy.said(r"sequence=(\d+)\+(\d+) timestamp=(\d+)\+(\d+) random=([0-9a-f]{32})")
+                assert copy.ended() == POWER_OFF and "failed=0" in copy.output(), copy.output()
+                said.append(([int(number) for number in found.groups()[:4]], found[5]))
+
+    def shared(one, other):
+        """Which of sequence number and timestamp offset two copies have in common."""
+        parts = ((one[at], one[at + 1], other[at], other[at + 1]) for at in (0, 2))
+        return [(a - b) % 2**32 <= b_width or (b - a) % 2**32 <= a_width for a, a_width, b, b_width in parts]
+
+    (plain, random), (plain_too, _), (first, random_1), (second, random_2) = said
+    assert shared(plain, plain_too) == [True, True], said
+    for one, other in ((plain, first), (plain, second), (first, second)):
+        assert shared(one, other) == [False, False], said
+    assert len({random, random_1, random_2}) == 3, said
+
+
 TESTS = [boots_and_powers_off, restart_is_told, halt_ends_the_machine, panic_is_told_after_its_message,
          early_panic_is_told, without_exit_port_a_restart_still_resets, quiet_by_default,
          all_features_with_four_cpus, sixteen_cpus, rings_and_data_are_in_the_window,
          unused_window_stays_untouched, one_reader_stays_low_in_the_window,
          memory_between_sections_stays_untouched,
          ordinary_devices_leave_the_window_alone, window_device_without_window_fails_by_name,
-         bad_windows_are_refused]
+         bad_windows_are_refused, a_reseed_renews_numbers_and_keeps_connections,
+         copies_differ_once_they_are_renewed]
 
 
 def main():
