@@ -1,5 +1,6 @@
 //! The command line: parsed here, once, into what the rest of the program takes.
 
+mod fleet;
 mod image;
 mod template;
 mod words;
@@ -15,6 +16,7 @@ use rundlet_node::run::{Machine, Source};
 use rundlet_node::template::TemplateName;
 use rundlet_node::{run, scratch};
 
+pub(crate) use fleet::Fleet;
 pub(crate) use image::{Image, ImageVerb, Import, List, Remove};
 pub(crate) use template::{
     Build, Inspect, List as TemplateList, Remove as TemplateRemove, Template, TemplateVerb,
@@ -42,6 +44,7 @@ pub(crate) enum Verb {
     Run(Box<Run>),
     Image(Image),
     Template(Box<Template>),
+    Fleet(Fleet),
     Doctor(Doctor),
 }
 
@@ -164,6 +167,10 @@ pub(crate) enum UsageError {
     Scratch(u64),
     #[error("{0} is 0 seconds, at least 1 is needed")]
     Zero(&'static str),
+    #[error("a command is missing: rundlet fleet --template {0} -- CMD ARGS…")]
+    NoFleetCommand(TemplateName),
+    #[error("{0} is 0, at least 1 is needed")]
+    Nought(&'static str),
     #[error(
         "{0} is about the warm-up; give that after `--`: rundlet template build IMAGE NAME -- CMD ARGS…"
     )]

@@ -7,7 +7,7 @@ use rundlet_node::error::chain;
 use rundlet_node::image::{Store, import};
 use rundlet_node::sandbox::{Evidence, printable};
 use rundlet_node::template::{Templates, build};
-use rundlet_node::{doctor, places, run as recipe};
+use rundlet_node::{doctor, fleet, places, run as recipe};
 
 use crate::cli;
 
@@ -52,6 +52,24 @@ fn show(evidence: &Evidence) {
             for line in lines {
                 eprintln!("  | {line}");
             }
+        }
+    }
+}
+
+pub(crate) fn fleet(args: cli::Fleet) -> u8 {
+    let request = match fleet::Request::try_from(args) {
+        Ok(request) => request,
+        Err(error) => {
+            eprintln!("rundlet: {error}");
+            return recipe::OUR_ERROR;
+        }
+    };
+    match fleet::run(&request) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("rundlet: {}", chain(&error));
+            show(&error.evidence);
+            error.code()
         }
     }
 }

@@ -4,12 +4,16 @@
 //! One sandbox, from here: [`image::store`] finds and locks the image, [`scratch`] the template of the
 //! writable layer; [`sandbox`] starts the block backend and the VMM and waits for the guest; [`agent`]
 //! runs the command; [`run`] is the recipe of `rundlet run` over these.
+//!
+//! Many, from here: [`template`] keeps and builds what clones are made of, [`sandbox::Fleet`] makes them,
+//! [`fleet`] is the recipe of `rundlet fleet`.
 
 pub mod agent;
 pub mod claim;
 pub mod digest;
 pub mod doctor;
 pub mod error;
+pub mod fleet;
 pub mod image;
 pub mod places;
 pub mod run;

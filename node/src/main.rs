@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             Some(Verb::Run(args)) => commands::run(*args, since),
             Some(Verb::Image(args)) => commands::image(args),
             Some(Verb::Template(args)) => commands::template(*args),
+            Some(Verb::Fleet(args)) => commands::fleet(args),
             Some(Verb::Doctor(args)) => commands::doctor(&args),
             None => {
                 eprintln!("rundlet: what to do is missing; `rundlet --help` lists it");
@@ -58,7 +59,7 @@ fn parse(args: &[String]) -> Result<Cli, u8> {
         }
         Err(()) => {
             eprintln!("rundlet: {}", early.output.trim_end());
-            if args.first() == Some(&"run") {
+            if matches!(args.first(), Some(&"run" | &"fleet")) {
                 OUR_ERROR
             } else {
                 USAGE

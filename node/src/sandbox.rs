@@ -18,13 +18,19 @@ mod backend;
 mod child;
 mod control;
 mod event;
+mod fleet;
 pub mod janitor;
+mod member;
+mod output;
+mod process;
 mod ready;
 mod renew;
+mod rights;
 mod spec;
 mod state;
 mod tail;
 mod vmm;
+mod zygote;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -43,10 +49,14 @@ use vmm::Vmm;
 
 pub use control::{CaptureError, Captured};
 pub use event::{Event, Sink, VmmEnd, VmmExit};
+pub use fleet::{Fleet, FleetError, FleetEvent, FleetPids, FleetSink};
+pub use member::{Member, MemberError, MemberInstants, Wish};
+pub use output::{Output, OutputError};
 pub use spec::{Boot, Cloned, Console, Origin, SandboxSpec, SpecError, check_size};
 pub use state::State;
 pub(crate) use tail::Tail;
 pub use tail::printable;
+pub use zygote::{CloneEnd, ZygoteError};
 
 /// How long a child may take to end by itself once its lifeline is cut.
 const GRACE: Duration = Duration::from_secs(2);

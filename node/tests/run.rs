@@ -5,6 +5,9 @@
 #[path = "run/fixture.rs"]
 mod fixture;
 #[cfg(test)]
+#[path = "run/fleets.rs"]
+mod fleets;
+#[cfg(test)]
 #[path = "run/templates.rs"]
 mod templates;
 #[cfg(test)]

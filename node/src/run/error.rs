@@ -12,7 +12,9 @@ use crate::agent::AgentError;
 use crate::error::PathError;
 use crate::image::StoreError;
 use crate::places::PlaceError;
-use crate::sandbox::{CaptureError, Evidence, SpecError, StartError, VmmEnd, VmmExit, printable};
+use crate::sandbox::{
+    CaptureError, Evidence, FleetError, SpecError, StartError, VmmEnd, VmmExit, printable,
+};
 use crate::scratch::ScratchError;
 use crate::template::{TemplateError, TemplateName};
 
@@ -109,6 +111,8 @@ pub enum Cause {
     NotKept(String),
     #[error("the block backend did not say within {} seconds that it has kept the scratch disk", .0.as_secs())]
     KeptTimeout(Duration),
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     #[error("interrupted by signal {0}")]
     Interrupted(i32),
 }

@@ -35,7 +35,7 @@ pub(super) fn listen(each: impl Fn(i32) -> bool + Send + 'static) -> io::Result<
 }
 
 /// A shell's exit code for what a signal ended.
-pub(super) fn code(signal: i32) -> u8 {
+pub(crate) fn code(signal: i32) -> u8 {
     u8::try_from(signal).map_or(super::OUR_ERROR, |signal| signal.saturating_add(128))
 }
 

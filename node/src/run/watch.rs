@@ -49,6 +49,12 @@ impl Wire {
             turns: AtomicU32::new(0),
         })
     }
+
+    /// The next thing that happens, while there is no sandbox to watch.
+    pub(crate) fn next(&self) -> Option<News> {
+        // We hold a sender: this ends with news only.
+        self.news.recv().ok().map(|(_, news)| news)
+    }
 }
 
 /// A started sandbox. Dropping it takes it down.

@@ -12,14 +12,14 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child as StdChild, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::process;
 use super::tail::{self, Tail, printable};
 
 /// How long after its end a child's last lines may take to arrive.
@@ -57,9 +57,17 @@ pub(super) struct Start<'a> {
 pub(super) enum Tie<'a> {
     /// A pipe, named to it by `--lifeline FD`; `input` is its stdin.
     Lifeline { input: &'a [u8] },
-    /// A socket that is its stdin. Whoever holds the other end cuts it.
-    #[expect(dead_code, reason = "for the zygote, which comes next")]
+    /// A socket, named to it by `--socket FD`. Whoever holds the other end cuts it.
     Socket(OwnedFd),
+}
+
+/// Held while descriptors are open to be inherited: two children started at the same moment do not get
+/// each other's.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Keeps others from starting children meanwhile.
+pub(super) fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A running (or ended) child; ended for good when dropped.
@@ -112,30 +120,27 @@ impl Child {
             command.env(LOG, "warn");
         }
         command.args(&start.arguments);
-        let (mut theirs, mut ours, mut input) = (None, None, None);
-        match start.tie {
-            Tie::Lifeline { input: bytes } => {
+        let (option, theirs, ours, input) = match start.tie {
+            Tie::Lifeline { input } => {
                 let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| error(e.into()))?;
-                // Another child started at the same moment may inherit the read end too, which is no
-                // harm: the write end decides.
-                rustix::io::fcntl_setfd(&read, FdFlags::empty()).map_err(|e| error(e.into()))?;
-                command
-                    .arg("--lifeline")
-                    .arg(read.as_raw_fd().to_string())
-                    .stdin(Stdio::piped());
-                (theirs, ours, input) = (Some(read), Some(write), Some(bytes));
+                ("--lifeline", read, Some(write), input)
             }
-            Tie::Socket(socket) => drop(command.stdin(socket)),
-        }
+            Tie::Socket(socket) => ("--socket", socket, None, &[][..]),
+        };
+        command.arg(option).arg(theirs.as_raw_fd().to_string());
+        let alone = alone();
+        rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| error(e.into()))?;
         let mut process = command
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(error)?;
-        drop((theirs, command));
+        drop(theirs);
+        drop(alone);
         let pid = process.id();
-        let pidfd = match pidfd(pid) {
+        let pidfd = match process::open(pid) {
             Ok(pidfd) => pidfd,
             Err(source) => {
                 // Not yet waited for, so the id is still its own.
@@ -153,7 +158,7 @@ impl Child {
             stderr: Tail::default(),
         };
         child
-            .attach(process, input.unwrap_or_default(), on_line, on_end)
+            .attach(process, input, on_line, on_end)
             .map_err(error)?;
         Ok(child)
     }
@@ -240,8 +245,7 @@ impl Child {
             self.name,
             self.pid
         );
-        // Fails when it has ended just now.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        process::kill(&self.pidfd);
         if self.wait(grace).is_none() {
             log::error!("{} (pid {}) survives SIGKILL", self.name, self.pid);
         }
@@ -269,10 +273,4 @@ fn wait(process: &mut StdChild, name: &str) -> ExitStatus {
 
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name).spawn(body).map(drop)
-}
-
-fn pidfd(pid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }

@@ -50,12 +50,20 @@ pub struct VmmExit {
     pub message: Option<String>,
 }
 
+impl VmmExit {
+    /// Whether the template that was to be cloned cannot be used.
+    #[must_use]
+    pub fn is_template_unfit(&self) -> bool {
+        matches!(self.reason.as_str(), "template_stale" | "template_damaged")
+    }
+}
+
 impl VmmEnd {
     /// Why the template that was to be cloned cannot be used, if that is what it ended for.
     #[must_use]
     pub fn template_unfit(&self) -> Option<&str> {
         let exit = self.exit.as_ref()?;
-        matches!(exit.reason.as_str(), "template_stale" | "template_damaged")
+        exit.is_template_unfit()
             .then(|| exit.message.as_deref().unwrap_or("it does not fit"))
     }
 }

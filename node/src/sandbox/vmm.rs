@@ -88,18 +88,16 @@ struct CloneVsock<'a> {
 impl<'a> CloneSpec<'a> {
     pub(super) fn new(
         binding: &'a Binding,
-        sockets: &'a Sockets,
+        [root, scratch]: [&'a Path; 2],
+        vsock: &'a Path,
         console: Option<&'a Path>,
     ) -> Result<Self, StartError> {
         let disk = |id, socket| CloneDisk { id, socket };
         Ok(Self {
             binding,
-            disks: [
-                disk("root", text(&sockets.root)?),
-                disk("scratch", text(&sockets.scratch)?),
-            ],
+            disks: [disk("root", text(root)?), disk("scratch", text(scratch)?)],
             vsock: CloneVsock {
-                socket: text(&sockets.vsock)?,
+                socket: text(vsock)?,
             },
             console: console.map(console_spec).transpose()?,
         })
@@ -220,7 +218,9 @@ fn boot_command(
 }
 
 fn clone_command(clone: &Cloned, sockets: &Sockets, console: &Path) -> Result<Command, StartError> {
-    let spec = json(&CloneSpec::new(&clone.binding, sockets, Some(console))?)?;
+    let disks = [&*sockets.root, &*sockets.scratch];
+    let spec = CloneSpec::new(&clone.binding, disks, &sockets.vsock, Some(console))?;
+    let spec = json(&spec)?;
     let mut arguments: Vec<OsString> = vec!["clone".into(), "--template".into()];
     arguments.push(clone.template.path.clone().into());
     arguments.extend(["--spec".into(), "-".into()]);

@@ -1,8 +1,10 @@
-//! Stand-in for both peers of `rundlet run`, chosen by the name it is called by; the tests in
-//! `node/tests` put it under those names. There is no guest: commands run on the host, under the real
+//! Stand-in for the peers of `rundlet run` and `rundlet fleet`, chosen by the name it is called by; the tests
+//! in `node/tests` put it under those names. There is no guest: commands run on the host, under the real
 //! agent (`RUNDLET_DOUBLE_AGENT`, a rundlet-init), so what is tested is the node's end of everything.
 //!
 //! `RUNDLET_DOUBLE` says what goes wrong: see [`Trouble`].
+
+mod zygote;
 
 use std::env;
 use std::error::Error;
@@ -44,6 +46,8 @@ enum Trouble {
     Stale,
     /// Nothing can be captured.
     NoCapture,
+    /// The zygote makes no clone.
+    ZygoteRefuses,
 }
 
 impl Trouble {
@@ -58,6 +62,7 @@ impl Trouble {
             Ok("vmm-killed") => Self::VmmKilled,
             Ok("stale") => Self::Stale,
             Ok("no-capture") => Self::NoCapture,
+            Ok("zygote-refuses") => Self::ZygoteRefuses,
             _ => Self::Nothing,
         }
     }
@@ -65,6 +70,9 @@ impl Trouble {
 
 fn main() -> Anything {
     let name = env::args().next().unwrap_or_default();
+    if env::args().nth(1).as_deref() == Some("zygote") {
+        return zygote::serve(&argument("--template").ok_or("no --template")?);
+    }
     let mut input = String::new();
     io::stdin().read_to_string(&mut input)?;
     let input: Value = serde_json::from_str(&input)?;
@@ -160,8 +168,11 @@ fn backend(config: &Value) -> Anything {
 }
 
 fn vmm(spec: &Value) -> Anything {
-    if let Some(template) = argument("--template") {
-        open_template(&template, spec)?;
+    if let Some(template) = argument("--template")
+        && let Some((reason, code, message)) = unfit(&template, Some(&spec["binding"]))
+    {
+        say(&serde_json::json!({"event": "exit", "reason": reason, "message": message}));
+        std::process::exit(code);
     }
     let mut disks = Vec::new();
     for disk in spec["disks"].as_array().ok_or("no disks")? {
@@ -172,7 +183,10 @@ fn vmm(spec: &Value) -> Anything {
         thread::spawn(move || serve_control(&listener));
     }
     let vsock = path(&spec["vsock"]["socket"])?;
-    let mut console = File::create(path(&spec["console"]["path"])?)?;
+    let mut console: Box<dyn Write> = match spec.pointer("/console/path") {
+        Some(place) => Box::new(File::create(path(place)?)?),
+        None => Box::new(io::sink()),
+    };
     if let Some(words) = spec.pointer("/kernel/cmdline") {
         writeln!(
             console,
@@ -220,7 +234,10 @@ fn vmm(spec: &Value) -> Anything {
 fn start_agent(vsock: &Path) -> Result<Child, Box<dyn Error>> {
     let program = env::var_os("RUNDLET_DOUBLE_AGENT").ok_or("no RUNDLET_DOUBLE_AGENT")?;
     let ready = PathBuf::from(format!("{}_1025", vsock.display()));
-    let child = Command::new(program)
+    // A machine's processes go with it, also if it is killed.
+    let child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .arg(program)
         .arg("serve")
         .arg(vsock.with_file_name("agent.sock"))
         // A clone's agent was ready long ago, and nobody listens for it.
@@ -249,23 +266,19 @@ fn wait_for(path: &Path) -> Anything {
     Err(format!("{} does not appear", path.display()).into())
 }
 
-/// A template of ours holds its binding as its state, and words.
-fn open_template(template: &Path, spec: &Value) -> Anything {
+/// Why a template cannot be used, if it cannot. One of ours holds its binding as its state, and words.
+fn unfit(template: &Path, binding: Option<&Value>) -> Option<(&'static str, i32, &'static str)> {
     let read = |name| fs::read_to_string(template.join(name));
     let whole = read("memory").is_ok_and(|it| it == "memory") && read("window").is_ok();
     let state: Option<Value> = serde_json::from_str(&read("state").unwrap_or_default()).ok();
-    let (reason, code, message) = match state {
-        Some(binding) if whole && binding == spec["binding"] => {
-            if Trouble::wanted() != Trouble::Stale {
-                return Ok(());
-            }
-            ("template_stale", 3, "double: another processor")
+    match state {
+        Some(state) if whole && binding.is_none_or(|binding| state == *binding) => {
+            let stale = Trouble::wanted() == Trouble::Stale;
+            stale.then_some(("template_stale", 3, "double: another processor"))
         }
-        Some(_) if whole => ("template_stale", 3, "double: another binding"),
-        _ => ("template_damaged", 4, "double: no memory"),
-    };
-    say(&serde_json::json!({"event": "exit", "reason": reason, "message": message}));
-    std::process::exit(code);
+        Some(_) if whole => Some(("template_stale", 3, "double: another binding")),
+        _ => Some(("template_damaged", 4, "double: no memory")),
+    }
 }
 
 /// Captures for whoever asks.

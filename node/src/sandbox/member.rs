@@ -1,0 +1,366 @@
+//! One clone of a [`Fleet`](super::Fleet): a VMM process and a run directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use rundlet_protocol::ExecSpec;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::fleet::Shared;
+use super::vmm::{CloneSpec, Line};
+use super::zygote::{CloneEnd, Handle, Role, ZygoteError};
+use super::{GRACE, MAX_SOCKET, StartError, process, renew};
+use crate::agent::{Agent, AgentError, Connection};
+use crate::claim;
+use crate::error::PathError;
+use crate::sandbox::output::{Output, OutputError};
+
+/// For a clone to run, once its process is there. Milliseconds, unless hundreds start at once.
+const RUNNING: Duration = Duration::from_secs(60);
+
+/// Longest event of a VMM that is read.
+const MAX_EVENT: usize = 64 * 1024;
+
+/// A clone to make.
+#[derive(Debug, Default)]
+pub struct Wish {
+    /// Its host name and its name among its siblings: 1 to 64 letters, digits, dashes and underscores.
+    pub id: String,
+    /// A directory of cgroup2 that the VMM is born into.
+    pub cgroup: Option<OwnedFd>,
+    /// Whether to keep what the guest prints on its console, in the run directory.
+    pub console: bool,
+}
+
+/// Why a clone did not become ready.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    #[error("{0:?} is no name of a clone: 1 to 64 letters, digits, - and _ are possible")]
+    Id(String),
+    #[error("there is a clone {0} already")]
+    Taken(String),
+    #[error(transparent)]
+    Path(#[from] PathError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Zygote(#[from] ZygoteError),
+    #[error(transparent)]
+    Janitor(#[from] super::janitor::JanitorError),
+    #[error("cannot make a pipe for the clone")]
+    Pipe(#[source] io::Error),
+    #[error("{0}")]
+    TemplateUnfit(String),
+    #[error("clone {id} ended before it was ready: {why}")]
+    Ended { id: String, why: String },
+    #[error("clone {id} did not run within {} seconds", limit.as_secs())]
+    Late { id: String, limit: Duration },
+    #[error("clone {id} did not become itself: {why}")]
+    NotRenewed { id: String, why: String },
+}
+
+/// When parts of a clone's start were done, and what others say they took.
+#[derive(Clone, Debug)]
+pub struct MemberInstants {
+    pub requested: Instant,
+    /// Its process was there.
+    pub forked: Instant,
+    /// Its vCPUs ran.
+    pub running: Instant,
+    /// Its agent had renewed it.
+    pub ready: Instant,
+    /// The VMM's named instants, microseconds since the zygote had the request.
+    pub vmm_us: BTreeMap<String, u64>,
+    /// What the renewal took in the guest, by its own word.
+    pub renewed: Duration,
+}
+
+/// What others need to know of a clone.
+#[derive(Debug)]
+pub(super) struct Entry {
+    directory: PathBuf,
+    /// Absent until it is forked.
+    process: OnceLock<Handle>,
+    end: OnceLock<CloneEnd>,
+    /// Whether its end was asked for.
+    told: AtomicBool,
+}
+
+impl Entry {
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Notes its end; whether that is news.
+    pub(super) fn ended(&self, end: CloneEnd) -> bool {
+        self.end.set(end).is_ok() && !self.told.load(Ordering::Acquire)
+    }
+
+    pub(super) fn kill(&self) {
+        self.told.store(true, Ordering::Release);
+        if let Some(handle) = self.process.get() {
+            process::kill(&handle.pidfd);
+        }
+    }
+
+    pub(super) fn wait(&self, deadline: Instant) {
+        let Some(handle) = self.process.get() else {
+            return;
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        match process::ends_within(&handle.pidfd, left) {
+            Ok(true) => {}
+            Ok(false) => log::error!("pid {} survives SIGKILL", handle.pid),
+            Err(error) => log::error!("waiting for pid {}: {error}", handle.pid),
+        }
+    }
+}
+
+/// A ready clone. Dropped, it is killed (it has nothing to lose) and everything of it is removed.
+#[derive(Debug)]
+pub struct Member {
+    id: String,
+    shared: Arc<Shared>,
+    entry: Arc<Entry>,
+    agent: Agent,
+    instants: MemberInstants,
+}
+
+impl Member {
+    pub(super) fn start(shared: &Arc<Shared>, wish: Wish) -> Result<Self, MemberError> {
+        let requested = Instant::now();
+        let nascent = Nascent::enter(shared, &wish.id)?;
+        let (read, write) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| MemberError::Pipe(error.into()))?;
+        let handle = nascent.fork(&wish, &write)?;
+        // The clone has the only other one: its end is the end of its words.
+        drop(write);
+        shared.janitor.watch(&handle.pidfd)?;
+        let forked = Instant::now();
+        // Nobody else sets it.
+        let _ = nascent.entry.process.set(handle);
+        let vmm_us = nascent.await_running(read)?;
+        let running = Instant::now();
+        let agent = Agent::new(nascent.vsock());
+        let renewed = renew::renew(&agent, &wish.id).map_err(|why| MemberError::NotRenewed {
+            id: wish.id.clone(),
+            why,
+        })?;
+        let instants = MemberInstants {
+            requested,
+            forked,
+            running,
+            ready: Instant::now(),
+            vmm_us,
+            renewed,
+        };
+        Ok(nascent.born(wish.id, agent, instants))
+    }
+
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The VMM's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.entry.process.get().map_or(0, |handle| handle.pid)
+    }
+
+    #[must_use]
+    pub fn instants(&self) -> &MemberInstants {
+        &self.instants
+    }
+
+    /// Connects to its agent, for a command.
+    ///
+    /// # Errors
+    /// As [`Agent::dial`].
+    pub fn connect(&self) -> Result<Connection, AgentError> {
+        self.agent.dial()
+    }
+
+    /// Runs a command in it to its end, or until `limit` has passed, and keeps what it writes.
+    ///
+    /// # Errors
+    /// The command could not be run, or was not done in time; it is killed then.
+    pub fn run(&self, spec: ExecSpec, limit: Duration) -> Result<Output, OutputError> {
+        Output::of(self.connect()?, spec, limit)
+    }
+
+    /// How it has ended, if it has.
+    #[must_use]
+    pub fn end(&self) -> Option<CloneEnd> {
+        if let Some(end) = self.entry.end.get() {
+            return Some(*end);
+        }
+        let handle = self.entry.process.get()?;
+        let gone = process::ends_within(&handle.pidfd, Duration::ZERO);
+        gone.is_ok_and(|gone| gone).then_some(CloneEnd::Unknown)
+    }
+
+    /// Ends it and removes everything of it.
+    pub fn stop(self) {}
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        bury(&self.shared, &self.id, &self.entry);
+    }
+}
+
+fn bury(shared: &Shared, id: &str, entry: &Entry) {
+    entry.kill();
+    entry.wait(Instant::now() + GRACE);
+    if let Err(error) = claim::remove(&entry.directory) {
+        log::warn!("cannot remove {}: {error}", entry.directory.display());
+    }
+    shared.members.leave(id);
+}
+
+/// A clone on its way. Dropped before it is born, nothing is left of it.
+struct Nascent<'a> {
+    id: String,
+    shared: &'a Arc<Shared>,
+    entry: Arc<Entry>,
+    born: bool,
+}
+
+impl<'a> Nascent<'a> {
+    fn enter(shared: &'a Arc<Shared>, id: &str) -> Result<Self, MemberError> {
+        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if !(1..=64).contains(&id.len()) || !id.chars().all(usable) {
+            return Err(MemberError::Id(id.into()));
+        }
+        let entry = Arc::new(Entry {
+            directory: shared.run.path().join(id),
+            process: OnceLock::new(),
+            end: OnceLock::new(),
+            told: AtomicBool::new(false),
+        });
+        if !shared.members.enter(id, &entry) {
+            return Err(MemberError::Taken(id.into()));
+        }
+        let nascent = Self {
+            id: id.into(),
+            shared,
+            entry,
+            born: false,
+        };
+        let directory = nascent.entry.directory();
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(directory)
+            .map_err(PathError::at("create directory", directory))?;
+        let longest = directory.join("vsock.sock_4294967295");
+        if longest.as_os_str().len() > MAX_SOCKET {
+            return Err(StartError::SocketPath { path: longest }.into());
+        }
+        Ok(nascent)
+    }
+
+    fn vsock(&self) -> PathBuf {
+        self.entry.directory.join("vsock.sock")
+    }
+
+    /// Has the zygote make its process; once more with another zygote if the first one died over it.
+    fn fork(&self, wish: &Wish, stdout: &OwnedFd) -> Result<Handle, MemberError> {
+        let shared = self.shared;
+        let vsock = self.vsock();
+        let console = wish
+            .console
+            .then(|| self.entry.directory.join("console.log"));
+        let spec = CloneSpec::new(
+            &shared.cloned.binding,
+            [&*shared.root_socket, &*shared.scratch_socket],
+            &vsock,
+            console.as_deref(),
+        )?;
+        let mut fds = vec![
+            (Role::Lifeline, shared.lifeline.as_fd()),
+            (Role::Stdout, stdout.as_fd()),
+            (Role::Stderr, shared.stderr.as_fd()),
+        ];
+        fds.extend(wish.cgroup.as_ref().map(|it| (Role::Cgroup, it.as_fd())));
+        match shared.zygote()?.clone_one(&self.id, &spec, &fds) {
+            Err(ZygoteError::Gone) => {
+                // It may have made the process and died before it said so. That one ends with the fleet,
+                // and has lost its socket.
+                let _ = fs::remove_file(&vsock);
+                Ok(shared.zygote()?.clone_one(&self.id, &spec, &fds)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Reads the VMM's events until it runs.
+    fn await_running(&self, events: OwnedFd) -> Result<BTreeMap<String, u64>, MemberError> {
+        let deadline = Instant::now() + RUNNING;
+        let mut events = fs::File::from(events);
+        let mut text = Vec::new();
+        let mut chunk = [0; 1024];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let there = process::readable_within(&events, left).map_err(MemberError::Pipe)?;
+            let count = if there {
+                events.read(&mut chunk).map_err(MemberError::Pipe)?
+            } else {
+                let (id, limit) = (self.id.clone(), RUNNING);
+                return Err(MemberError::Late { id, limit });
+            };
+            if count == 0 || text.len() > MAX_EVENT {
+                return Err(self.ended("it said nothing"));
+            }
+            text.extend_from_slice(chunk.get(..count).unwrap_or_default());
+            while let Some(end) = text.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                match serde_json::from_slice(&line) {
+                    Ok(Line::Timeline { instants_us }) => return Ok(instants_us),
+                    Ok(Line::Exit(exit)) if exit.is_template_unfit() => {
+                        let message = exit.message.unwrap_or(exit.reason);
+                        return Err(MemberError::TemplateUnfit(message));
+                    }
+                    Ok(Line::Exit(exit)) => {
+                        return Err(self.ended(&exit.message.unwrap_or(exit.reason)));
+                    }
+                    Ok(Line::Other) => {}
+                    Err(error) => log::warn!("clone {} said what is no event: {error}", self.id),
+                }
+            }
+        }
+    }
+
+    fn ended(&self, why: &str) -> MemberError {
+        MemberError::Ended {
+            id: self.id.clone(),
+            why: super::printable(why.as_bytes()),
+        }
+    }
+
+    fn born(mut self, id: String, agent: Agent, instants: MemberInstants) -> Member {
+        self.born = true;
+        Member {
+            id,
+            shared: Arc::clone(self.shared),
+            entry: Arc::clone(&self.entry),
+            agent,
+            instants,
+        }
+    }
+}
+
+impl Drop for Nascent<'_> {
+    fn drop(&mut self) {
+        if !self.born {
+            bury(self.shared, &self.id, &self.entry);
+        }
+    }
+}
