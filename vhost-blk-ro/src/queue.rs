@@ -20,12 +20,39 @@ use crate::execute::{Context, Failure, execute};
 use crate::request::{Broken, Buffers, Request, Status, parse};
 use crate::stats::Stats;
 
-/// Requests per batch: as many as one interrupt should cover.
-const BATCH_REQUESTS: usize = 64;
-/// Bytes per batch: about a millisecond of copying.
-const BATCH_BYTES: u64 = 4 << 20;
+/// A batch: after it the control side gets its turn. About a millisecond of copying.
+const BATCH: Amount = Amount {
+    requests: 64,
+    bytes: 4 << 20,
+};
+/// What the guest is told of as soon as it is done. The guest has to copy the data out of its window: it
+/// does so while the next requests are read here, so neither waits for the other. Smaller news would cost
+/// more in interrupts than it saves.
+const NEWS: Amount = Amount {
+    requests: 16,
+    bytes: 128 << 10,
+};
 /// Reads announced to the kernel when one has to wait for the medium.
 const LOOK_AHEAD: usize = 64;
+
+/// Requests done, and the bytes that they moved.
+#[derive(Debug, Clone, Copy, Default)]
+struct Amount {
+    requests: usize,
+    bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: u64) {
+        self.requests += 1;
+        self.bytes += bytes;
+    }
+
+    /// In one of the two.
+    fn reaches(self, limit: Self) -> bool {
+        self.requests >= limit.requests || self.bytes >= limit.bytes
+    }
+}
 
 /// A driver or front end that broke the ring itself. Ends the session.
 #[derive(Debug, Error)]
@@ -108,7 +135,8 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Executes one batch from `queue` and interrupts the guest if it wants to know.
+    /// Executes one batch from `queue` and interrupts the guest, if it wants to know, whenever enough is
+    /// done for it to work on.
     pub fn batch(
         &mut self,
         queue: &mut Queue,
@@ -116,22 +144,26 @@ impl Drain {
         work: &Work<'_>,
         call: Option<&File>,
     ) -> Result<Progress, Error> {
-        let (mut requests, mut bytes) = (0, 0);
+        let (mut batch, mut untold) = (Amount::default(), Amount::default());
         let result = loop {
-            if requests == BATCH_REQUESTS || bytes >= BATCH_BYTES {
+            if batch.reaches(BATCH) {
                 break Ok(Progress::More);
+            }
+            if untold.reaches(NEWS) {
+                tell(queue, memory, call)?;
+                untold = Amount::default();
             }
             match self.one(queue, memory, work) {
                 Ok(None) => break Ok(Progress::Drained),
                 Ok(Some(moved)) => {
-                    requests += 1;
-                    bytes += moved;
+                    batch.add(moved);
+                    untold.add(moved);
                 }
                 Err(error) => break Err(error),
             }
         };
-        if requests > 0 && wants_interrupt(queue, memory)? {
-            interrupt(call)?;
+        if untold.requests > 0 {
+            tell(queue, memory, call)?;
         }
         result
     }
@@ -243,6 +275,14 @@ fn wants_interrupt(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, 
         .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
         .map_err(|error| Error::Ring(virtio_queue::Error::GuestMemory(error)))?;
     Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+}
+
+/// Interrupts the guest, if it wants to know.
+fn tell(queue: &mut Queue, memory: &GuestMemoryMmap, call: Option<&File>) -> Result<(), Error> {
+    if wants_interrupt(queue, memory)? {
+        interrupt(call)?;
+    }
+    Ok(())
 }
 
 fn interrupt(call: Option<&File>) -> Result<(), Error> {

@@ -158,7 +158,7 @@ fn a_full_batch_leaves_the_rest() {
     let bench = Bench::new();
     let (ring, mut queue) = bench.ring(512);
     let mut descriptors = Vec::new();
-    for first in 0..=u16::try_from(BATCH_REQUESTS).unwrap() {
+    for first in 0..=u16::try_from(BATCH.requests).unwrap() {
         // All share their buffers: only the number counts here.
         let [header, data, status] = read(&bench, 0, 0, 512);
         let next = |raw: RawDescriptor, by: u16| {
@@ -173,11 +173,20 @@ fn a_full_batch_leaves_the_rest() {
         descriptors.extend([next(header, 1), next(data, 2), next(status, 0)]);
     }
     ring.add_desc_chains(&descriptors, 0).unwrap();
-    assert_eq!(bench.batch(&mut queue, None).unwrap(), Progress::More);
-    assert_eq!(usize::from(ring.used().idx().load()), BATCH_REQUESTS);
+    let call = event();
+    assert_eq!(
+        bench.batch(&mut queue, Some(&call)).unwrap(),
+        Progress::More
+    );
+    assert_eq!(usize::from(ring.used().idx().load()), BATCH.requests);
+    assert_eq!(
+        interrupts(&call),
+        u64::try_from(BATCH.requests / NEWS.requests).unwrap(),
+        "the guest was told while the rest was done"
+    );
     assert!(has_work(&queue, &bench.memory).unwrap());
     assert_eq!(bench.batch(&mut queue, None).unwrap(), Progress::Drained);
-    assert_eq!(usize::from(ring.used().idx().load()), BATCH_REQUESTS + 1);
+    assert_eq!(usize::from(ring.used().idx().load()), BATCH.requests + 1);
 }
 
 #[test]
