@@ -6,4 +6,9 @@ mod ends;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
+#[path = "../zygote/node.rs"]
+mod node;
+#[cfg(test)]
 mod templates;
+#[cfg(test)]
+mod zygotes;

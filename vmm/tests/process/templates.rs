@@ -123,7 +123,7 @@ impl Code {
     }
 }
 
-fn counting() -> Vec<u8> {
+pub(crate) fn counting() -> Vec<u8> {
     let mut code = Code::new();
     code.count();
     code.end()
@@ -133,7 +133,7 @@ fn binding() -> Value {
     json!({"kernel": "aa", "image": "bb"})
 }
 
-fn captured(place: &Place, spec: &Value) -> Value {
+pub(crate) fn captured(place: &Place, spec: &Value) -> Value {
     fs::create_dir(place.path("template")).unwrap();
     let socket = place.path("control.sock");
     let child = start(spec, &["--control", socket.to_str().unwrap()]);
@@ -160,7 +160,7 @@ fn captured(place: &Place, spec: &Value) -> Value {
     reply
 }
 
-fn clone_spec(place: &Place, name: &str) -> Value {
+pub(crate) fn clone_spec(place: &Place, name: &str) -> Value {
     json!({
         "binding": binding(),
         "console": {"path": place.path(name)},
@@ -174,7 +174,7 @@ fn clone(place: &Place, spec: &Value) -> std::process::Child {
     run(&command, spec, &["--spec", "-"])
 }
 
-fn files(place: &Place) -> Vec<Vec<u8>> {
+pub(crate) fn files(place: &Place) -> Vec<Vec<u8>> {
     let names = ["state", "memory", "window"];
     let read = |name| fs::read(place.path("template").join(name)).unwrap();
     names.map(read).to_vec()
@@ -238,7 +238,7 @@ fn refusal(place: &Place, spec: &Value, code: i32, reason: &str) -> String {
     message
 }
 
-fn flip(path: &Path, offset: u64) {
+pub(crate) fn flip(path: &Path, offset: u64) {
     let file = fs::File::options()
         .read(true)
         .write(true)

@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -13,7 +12,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use crate::double::descriptors;
-use crate::node::{Node, PATIENCE, is_ready, lifeline, read, request};
+use crate::node::{Node, PATIENCE, is_ready, read, request};
 
 macro_rules! all {
     ($($test:ident),* $(,)?) => {
@@ -39,13 +38,52 @@ all![
     what_is_no_cgroup_is_refused,
 ];
 
+fn this_program() -> PathBuf {
+    std::env::current_exe().unwrap()
+}
+
+/// A node with a zygote that has said it is ready.
+fn node() -> Node {
+    let node = Node::start(this_program(), &["--zygote"]);
+    assert_eq!(node.hear().0, json!({"ready": {}}));
+    node
+}
+
+/// The spec of a clone that shall do this.
+fn act(act: &str) -> Value {
+    json!({"binding": {"act": act}})
+}
+
+/// Has a clone do something, and returns what it wrote to its standard output.
+fn output_of(node: &Node, what: &str) -> String {
+    let (reader, writer) = std::io::pipe().unwrap();
+    node.clone("output", &act(what), &[("stdout", &writer)]);
+    drop(writer);
+    let text = read(reader);
+    assert_eq!(node.hear().0["ended"]["code"], 0, "{text}");
+    text
+}
+
+/// The next answer, which must be a refusal.
+fn refusal(node: &Node) -> Value {
+    let (answer, pidfd) = node.hear();
+    assert!(pidfd.is_none());
+    assert!(answer["refused"].is_object(), "{answer}");
+    answer["refused"].clone()
+}
+
+/// What a clone is given, and what keeps it alive.
+fn lifeline() -> (PipeReader, PipeWriter) {
+    std::io::pipe().unwrap()
+}
+
 fn a_hundred_children_are_each_reported_once() {
-    let node = Node::start();
+    let node = node();
     let mut live = HashSet::new();
     let mut pidfds = Vec::new();
     let mut ended = 0;
     for index in 0..100 {
-        node.ask(&format!("c{index}"), &format!("exit {index}"), &[]);
+        node.ask(&format!("c{index}"), &act(&format!("exit {index}")), &[]);
     }
     // Ends may come between the answers, but only of children that were announced.
     while ended < 100 {
@@ -69,8 +107,8 @@ fn a_hundred_children_are_each_reported_once() {
 }
 
 fn a_killed_child_is_reported_with_its_signal() {
-    let node = Node::start();
-    let (pid, pidfd) = node.clone("victim", "sleep", &[]);
+    let node = node();
+    let (pid, pidfd) = node.clone("victim", &act("sleep"), &[]);
     assert!(!is_ready(&pidfd, Duration::from_millis(20)), "it is alive");
     pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
     let expected = json!({"ended": {"id": "victim", "pid": pid, "signal": 9}});
@@ -78,21 +116,21 @@ fn a_killed_child_is_reported_with_its_signal() {
 }
 
 fn a_child_that_panics_is_an_end_like_any_other() {
-    let node = Node::start();
+    let node = node();
     let (reader, writer) = std::io::pipe().unwrap();
-    node.clone("p", "panic", &[("stderr", &writer)]);
+    node.clone("p", &act("panic"), &[("stderr", &writer)]);
     drop(writer);
     assert_eq!(node.hear().0["ended"]["code"], 101);
     assert!(read(reader).contains("as told"));
-    node.clone("q", "exit 3", &[]);
+    node.clone("q", &act("exit 3"), &[]);
     assert_eq!(node.hear().0["ended"]["code"], 3);
 }
 
 fn bad_requests_are_refused_and_the_next_is_served() {
-    let node = Node::start();
+    let node = node();
     let null = File::open("/dev/null").unwrap();
     let null = null.as_fd();
-    let good = request("x", "exit 0", &[]);
+    let good = request("x", &act("exit 0"), &[]);
     let long = [&good[..], &vec![b' '; 70_000]].concat();
     let cases: [(&[u8], usize, &str); 7] = [
         (b"", 0, "spec: "),
@@ -106,24 +144,24 @@ fn bad_requests_are_refused_and_the_next_is_served() {
     let before = node.descriptors();
     for (bytes, count, message) in cases {
         node.send(bytes, &vec![null; count]).unwrap();
-        let refusal = node.refusal();
-        let said = refusal["message"].as_str().unwrap();
-        assert!(said.starts_with(message), "{refusal}");
+        let said = refusal(&node);
+        let text = said["message"].as_str().unwrap();
+        assert!(text.starts_with(message), "{said}");
     }
-    node.send(&request("y", "exit 0", &["stdin"]), &[null])
+    node.send(&request("y", &act("exit 0"), &["stdin"]), &[null])
         .unwrap();
-    let refusal = node.refusal();
-    assert_eq!(refusal["id"], "y");
-    node.ask("../z", "exit 0", &[]);
-    assert_eq!(node.refusal()["id"], Value::Null);
+    let said = refusal(&node);
+    assert_eq!(said["id"], "y");
+    node.ask("../z", &act("exit 0"), &[]);
+    assert_eq!(refusal(&node)["id"], Value::Null);
     assert_eq!(node.descriptors(), before);
 
-    node.clone("good", "exit 0", &[]);
+    node.clone("good", &act("exit 0"), &[]);
     assert_eq!(node.hear().0["ended"]["id"], "good");
 }
 
 fn descriptors_do_not_leak_over_five_hundred_children() {
-    let node = Node::start();
+    let node = node();
     let null = File::options().write(true).open("/dev/null").unwrap();
     let (reader, _writer) = lifeline();
     let gifts: [(&str, &dyn AsFd); 4] = [
@@ -134,25 +172,25 @@ fn descriptors_do_not_leak_over_five_hundred_children() {
     ];
     let before = node.descriptors();
     for _ in 0..500 {
-        node.clone("again", "exit 0", &gifts);
+        node.clone("again", &act("exit 0"), &gifts);
         assert_eq!(node.hear().0["ended"]["code"], 0);
     }
     assert_eq!(node.descriptors(), before);
 }
 
 fn children_outlive_the_zygote() {
-    let node = Node::start();
+    let node = node();
     let (reader, writer) = lifeline();
-    let (_, pidfd) = node.clone("survivor", "wait", &[("lifeline", &reader)]);
+    let (_, pidfd) = node.clone("survivor", &act("wait"), &[("lifeline", &reader)]);
     drop(reader);
     assert_eq!(node.close(), Some(0));
     assert_ends_with_its_lifeline(&pidfd, writer);
 }
 
 fn children_outlive_a_zygote_that_is_killed() {
-    let mut node = Node::start();
+    let mut node = node();
     let (reader, writer) = lifeline();
-    let (_, pidfd) = node.clone("survivor", "wait", &[("lifeline", &reader)]);
+    let (_, pidfd) = node.clone("survivor", &act("wait"), &[("lifeline", &reader)]);
     drop(reader);
     node.zygote.kill().unwrap();
     node.zygote.wait().unwrap();
@@ -169,14 +207,14 @@ fn assert_ends_with_its_lifeline(pidfd: &OwnedFd, writer: PipeWriter) {
 }
 
 fn a_node_that_does_not_read_loses_nothing() {
-    let node = Node::start();
+    let node = node();
     // As many as the socket takes, and some of them bad.
     let mut asked = 0;
     let mut idle = 0;
     while idle < 20 && asked < 2000 {
         let bytes = match asked % 4 {
-            3 => request(&format!("c{asked}"), "exit 0", &["nothing"]),
-            _ => request(&format!("c{asked}"), "exit 0", &[]),
+            3 => request(&format!("c{asked}"), &act("exit 0"), &["nothing"]),
+            _ => request(&format!("c{asked}"), &act("exit 0"), &[]),
         };
         match node.send(&bytes, &[]) {
             Ok(()) => (asked, idle) = (asked + 1, 0),
@@ -207,14 +245,14 @@ fn a_node_that_does_not_read_loses_nothing() {
 }
 
 fn a_child_has_its_own_descriptors_and_none_of_the_zygote() {
-    let node = Node::start();
+    let node = node();
     // With sisters that it must know nothing of.
     let (reader, writer) = lifeline();
     for _ in 0..3 {
-        node.clone("sister", "wait", &[("lifeline", &reader)]);
+        node.clone("sister", &act("wait"), &[("lifeline", &reader)]);
     }
     drop(reader);
-    let text = node.output_of("descriptors");
+    let text = output_of(&node, "descriptors");
     for name in ["socket", "signalfd", "pidfd", "eventpoll", "eventfd"] {
         assert!(!text.contains(name), "{text}");
     }
@@ -233,7 +271,7 @@ fn a_child_has_its_own_descriptors_and_none_of_the_zygote() {
 }
 
 fn a_child_has_its_own_output_name_and_time() {
-    let node = Node::start();
+    let node = node();
     let pipes = || std::io::pipe().unwrap();
     let ((out, out_end), (err, err_end), (console, console_end)) = (pipes(), pipes(), pipes());
     let gifts: [(&str, &dyn AsFd); 3] = [
@@ -241,7 +279,7 @@ fn a_child_has_its_own_output_name_and_time() {
         ("stderr", &err_end),
         ("stdout", &out_end),
     ];
-    node.clone("speaker", "say", &gifts);
+    node.clone("speaker", &act("say"), &gifts);
     drop((out_end, err_end, console_end));
     let event: Value = serde_json::from_str(&read(out)).unwrap();
     let instants = event["instants_us"].as_object().unwrap();
@@ -253,23 +291,18 @@ fn a_child_has_its_own_output_name_and_time() {
     assert_eq!(read(err), "on standard error\n");
     assert_eq!(read(console), "on the console");
     assert_eq!(node.hear().0["ended"]["code"], 0);
-    assert_eq!(node.output_of("cat /proc/self/comm"), "vmm-output\n");
+    assert_eq!(output_of(&node, "cat /proc/self/comm"), "vmm-output\n");
 }
 
 fn a_child_has_the_signals_that_the_zygote_came_with() {
     // Started by a program that wants to hear of no child: still each is reported.
-    let node = Node::start_as("--zygote", |program| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "trap '' CHLD; exec \"$@\"", "sh"]);
-        shell.arg(program.get_program()).args(program.get_args());
-        shell
-    });
+    let node = Node::start_after("trap '' CHLD", this_program(), &["--zygote"]);
     assert_eq!(node.hear().0, json!({"ready": {}}));
     let mask = |status: &str, name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap()
     };
-    let status = node.output_of("cat /proc/self/status");
+    let status = output_of(&node, "cat /proc/self/status");
     let own = fs::read_to_string("/proc/self/status").unwrap();
     for name in ["SigBlk:", "SigIgn:"] {
         assert_eq!(mask(&status, name), mask(&own, name), "{name}");
@@ -277,20 +310,20 @@ fn a_child_has_the_signals_that_the_zygote_came_with() {
 }
 
 fn a_child_may_have_threads() {
-    let node = Node::start();
+    let node = node();
     for _ in 0..10 {
-        node.clone("threads", "threads", &[]);
+        node.clone("threads", &act("threads"), &[]);
         assert_eq!(node.hear().0["ended"]["code"], 0);
     }
 }
 
 fn a_zygote_with_a_second_thread_makes_no_children() {
-    let node = Node::start_as("--zygote-of-two-threads", |program| program);
+    let node = Node::start(this_program(), &["--zygote-of-two-threads"]);
     assert_eq!(node.hear().0, json!({"ready": {}}));
-    node.ask("x", "exit 0", &[]);
-    let refusal = node.refusal();
-    let message = refusal["message"].as_str().unwrap();
-    assert!(message.contains("more than one thread"), "{refusal}");
+    node.ask("x", &act("exit 0"), &[]);
+    let said = refusal(&node);
+    let message = said["message"].as_str().unwrap();
+    assert!(message.contains("more than one thread"), "{said}");
     let mut node = node;
     node.zygote.kill().unwrap();
 }
@@ -318,11 +351,11 @@ fn a_child_is_born_in_its_cgroup() {
         Ok(path) => path,
         Err(why) => return eprintln!("skipped: a_child_is_born_in_its_cgroup: {why}"),
     };
-    let node = Node::start();
+    let node = node();
     let slot = File::open(&path).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let gifts: [(&str, &dyn AsFd); 2] = [("cgroup", &slot), ("stdout", &writer)];
-    node.clone("slot", "cat /proc/self/cgroup", &gifts);
+    node.clone("slot", &act("cat /proc/self/cgroup"), &gifts);
     drop(writer);
     let text = read(reader);
     assert_eq!(node.hear().0["ended"]["code"], 0);
@@ -330,21 +363,21 @@ fn a_child_is_born_in_its_cgroup() {
     let name = path.file_name().unwrap().to_str().unwrap();
     assert!(line.ends_with(name), "{text}");
     // The next one has no say in where the last one was born.
-    assert!(!node.output_of("cat /proc/self/cgroup").contains(name));
+    assert!(!output_of(&node, "cat /proc/self/cgroup").contains(name));
     fs::remove_dir(&path).expect("nobody is left in it");
 
-    node.ask("gone", "exit 0", &[("cgroup", &slot)]);
-    let refusal = node.refusal();
-    assert_eq!(refusal["id"], "gone");
+    node.ask("gone", &act("exit 0"), &[("cgroup", &slot)]);
+    let said = refusal(&node);
+    assert_eq!(said["id"], "gone");
 }
 
 fn what_is_no_cgroup_is_refused() {
-    let node = Node::start();
+    let node = node();
     let folder = File::open("/").unwrap();
-    node.ask("x", "exit 0", &[("cgroup", &folder)]);
-    let refusal = node.refusal();
-    let message = refusal["message"].as_str().unwrap();
+    node.ask("x", &act("exit 0"), &[("cgroup", &folder)]);
+    let said = refusal(&node);
+    let message = said["message"].as_str().unwrap();
     let start = "cannot start a process in the cgroup of clone.fds: ";
-    assert!(message.starts_with(start), "{refusal}");
-    node.clone("y", "exit 0", &[]);
+    assert!(message.starts_with(start), "{said}");
+    node.clone("y", &act("exit 0"), &[]);
 }

@@ -1,13 +1,14 @@
 //! The node's end: starts a zygote, sends requests, hears answers.
 
-use std::io::{IoSlice, IoSliceMut, PipeReader, PipeWriter, Read};
+use std::ffi::OsStr;
+use std::io::{IoSlice, IoSliceMut, PipeReader, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -22,14 +23,17 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// With a zygote that has said it is ready.
-    pub(crate) fn start() -> Self {
-        let node = Self::start_as("--zygote", |program| program);
-        assert_eq!(node.hear().0, json!({"ready": {}}));
-        node
+    /// Starts a zygote: the program with the arguments and, last, 3, the number of its socket.
+    pub(crate) fn start(program: impl AsRef<OsStr>, arguments: &[&str]) -> Self {
+        Self::start_after("", program, arguments)
     }
 
-    pub(crate) fn start_as(role: &str, wrap: impl FnOnce(Command) -> Command) -> Self {
+    /// The same, after the shell has done something.
+    pub(crate) fn start_after(
+        something: &str,
+        program: impl AsRef<OsStr>,
+        arguments: &[&str],
+    ) -> Self {
         let (socket, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -37,11 +41,18 @@ impl Node {
             None,
         )
         .unwrap();
-        fcntl_setfd(&theirs, FdFlags::empty()).unwrap();
-        let mut program = Command::new(std::env::current_exe().unwrap());
-        program.args([role, &theirs.as_raw_fd().to_string()]);
-        let zygote = wrap(program)
-            .stdin(Stdio::null())
+        // A descriptor that is inherited by this program and no other, whatever else starts just now.
+        let zygote = Command::new("sh")
+            .args([
+                "-c",
+                &format!("{something}\nexec \"$@\" 3<&0 </dev/null"),
+                "sh",
+            ])
+            .arg(program)
+            .args(arguments)
+            .arg("3")
+            .stdin(theirs)
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -58,11 +69,11 @@ impl Node {
         sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags).map(|_| ())
     }
 
-    /// Asks for a clone that shall do `act`.
-    pub(crate) fn ask(&self, id: &str, act: &str, fds: &[(&str, &dyn AsFd)]) {
+    /// Asks for a clone.
+    pub(crate) fn ask(&self, id: &str, spec: &Value, fds: &[(&str, &dyn AsFd)]) {
         let names: Vec<&str> = fds.iter().map(|(name, _)| *name).collect();
         let fds: Vec<_> = fds.iter().map(|(_, fd)| fd.as_fd()).collect();
-        self.send(&request(id, act, &names), &fds).unwrap();
+        self.send(&request(id, spec, &names), &fds).unwrap();
     }
 
     /// The next answer, which must come in time.
@@ -94,29 +105,17 @@ impl Node {
     }
 
     /// Asks for a clone, and hears that it is there: its process and pidfd.
-    pub(crate) fn clone(&self, id: &str, act: &str, fds: &[(&str, &dyn AsFd)]) -> (i32, OwnedFd) {
-        self.ask(id, act, fds);
+    pub(crate) fn clone(
+        &self,
+        id: &str,
+        spec: &Value,
+        fds: &[(&str, &dyn AsFd)],
+    ) -> (i32, OwnedFd) {
+        self.ask(id, spec, fds);
         let (answer, pidfd) = self.hear();
         assert_eq!(answer["cloned"]["id"], id, "{answer}");
         let pid = i32::try_from(answer["cloned"]["pid"].as_i64().unwrap()).unwrap();
         (pid, pidfd.expect("a pidfd"))
-    }
-
-    /// Has a clone do something, and returns what it wrote to its standard output.
-    pub(crate) fn output_of(&self, act: &str) -> String {
-        let (reader, writer) = std::io::pipe().unwrap();
-        self.clone("output", act, &[("stdout", &writer)]);
-        drop(writer);
-        let text = read(reader);
-        assert_eq!(self.hear().0["ended"]["code"], 0, "{text}");
-        text
-    }
-
-    pub(crate) fn refusal(&self) -> Value {
-        let (answer, pidfd) = self.hear();
-        assert!(pidfd.is_none());
-        assert!(answer["refused"].is_object(), "{answer}");
-        answer["refused"].clone()
     }
 
     /// Closes the socket and returns the zygote's exit code.
@@ -141,8 +140,7 @@ impl Node {
 }
 
 /// A request's text.
-pub(crate) fn request(id: &str, act: &str, names: &[&str]) -> Vec<u8> {
-    let spec = json!({"binding": {"act": act}});
+pub(crate) fn request(id: &str, spec: &Value, names: &[&str]) -> Vec<u8> {
     let request = json!({"clone": {"id": id, "spec": spec, "fds": names}});
     serde_json::to_vec(&request).unwrap()
 }
@@ -157,9 +155,4 @@ pub(crate) fn read(mut pipe: PipeReader) -> String {
     let mut text = String::new();
     pipe.read_to_string(&mut text).unwrap();
     text
-}
-
-/// A lifeline: what a clone is given, and what keeps it alive.
-pub(crate) fn lifeline() -> (PipeReader, PipeWriter) {
-    std::io::pipe().unwrap()
 }
