@@ -10,8 +10,9 @@ use crate::spec::SandboxSpec;
 /// `nokaslr`: the image is loaded, not relocated, and equal guests have equal pages. `panic=-1`: a
 /// panic is reported at once instead of waiting for an operator. `reboot=k,t`: if the exit port is not
 /// compiled in, the keyboard controller is next, a triple fault last. `swiotlb=noforce`: no bounce buffer
-/// beside the I/O window, which costs a guest with memory above 4 GiB 64 MiB.
-const ALWAYS: &str = "nokaslr panic=-1 reboot=k swiotlb=noforce";
+/// beside the I/O window, which costs a guest with memory above 4 GiB 64 MiB. `tsc=nowatchdog`: the host
+/// looks after the TSC, and the guest's own watchdog wakes an idle guest twice a second.
+const ALWAYS: &str = "nokaslr panic=-1 reboot=k swiotlb=noforce tsc=nowatchdog";
 
 /// The whole line for a sandbox with `devices` virtio devices.
 #[must_use]
