@@ -8,6 +8,7 @@
 //! from KVM's clock and has a timer in its local APIC. Only where that timer lacks its deadline mode does
 //! a guest calibrate it against the PIT, and only there it gets one.
 
+pub mod clock;
 pub mod cpuid;
 pub mod msr;
 pub mod state;

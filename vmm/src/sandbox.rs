@@ -25,9 +25,9 @@ use crate::outcome::Outcome;
 use crate::spec::{CloneSpec, DevicesSpec, SandboxSpec};
 use crate::template::Template;
 use crate::template::capture::Subject;
+use crate::template::state::State;
 use crate::timeline::Timeline;
 use crate::vcpu::exit_slot::ExitSlot;
-use crate::vcpu::state::VcpuState;
 use crate::vcpu::thread::{ThreadError, Vcpus};
 use crate::vcpu::{Vcpu, entry};
 use crate::wire::emit;
@@ -119,8 +119,7 @@ pub fn restore(
     devices.restore(&state.devices)?;
     drop(chaperone);
     timeline.mark("devices");
-    let fds = restore_vcpus(&vm, &state.vcpus)?;
-    vm.restore(&state.vm)?;
+    let fds = restore_vcpus(&vm, state)?;
     devices.wake();
     timeline.mark("vcpus");
     let subject = Subject {
@@ -237,13 +236,16 @@ fn build_vcpus(
     Ok(built)
 }
 
-/// Every vCPU as it was in the template.
-fn restore_vcpus(vm: &Vm, states: &[VcpuState]) -> Result<Vec<VcpuFd>, SandboxError> {
-    let mut restored = Vec::with_capacity(states.len());
-    for (index, state) in (0..).zip(states) {
+/// Every vCPU, and then what they have in common, as it was in the template.
+fn restore_vcpus(vm: &Vm, state: &State) -> Result<Vec<VcpuFd>, SandboxError> {
+    let mut restored = Vec::with_capacity(state.vcpus.len());
+    for (index, state) in (0..).zip(&state.vcpus) {
         let vcpu = vm.create_vcpu(index)?;
         state.restore(&vcpu)?;
         restored.push(vcpu);
+    }
+    if let (Some(boot_cpu), Some(saved)) = (restored.first(), state.vcpus.first()) {
+        vm.restore(&state.vm, boot_cpu, saved.tsc_khz())?;
     }
     Ok(restored)
 }

@@ -104,11 +104,12 @@ impl Template {
         let memory = verify(directory, MEMORY, memory, |_, _| {}).map_err(damaged)?;
         let mut pages: Vec<(u64, Vec<u8>)> = Vec::new();
         verify(directory, WINDOW, window, |at, page| {
-            match pages.last_mut() {
-                Some((start, run)) if *start + run.len() as u64 == at => {
-                    run.extend_from_slice(page)
-                }
-                _ => pages.push((at, page.to_vec())),
+            match pages
+                .last_mut()
+                .filter(|(start, run)| *start + run.len() as u64 == at)
+            {
+                Some((_, run)) => run.extend_from_slice(page),
+                None => pages.push((at, page.to_vec())),
             }
         })
         .map_err(damaged)?;
@@ -128,8 +129,9 @@ impl Template {
         let Some(name) = have.keys().chain(wanted.keys()).find(differs) else {
             return Ok(());
         };
-        let word =
-            |value: Option<&String>| value.map_or("nothing".to_owned(), |v| format!("{v:?}"));
+        let word = |value: Option<&String>| {
+            value.map_or_else(|| "nothing".to_owned(), |v| format!("{v:?}"))
+        };
         let (have, wanted) = (word(have.get(name)), word(wanted.get(name)));
         Err(TemplateError::Stale {
             directory: self.directory.clone(),

@@ -4,16 +4,16 @@
 use std::fmt;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
 };
+use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
+use super::clock::Moment;
 use super::{KvmError, Vm, ioctl};
 
 // The template format holds these as KVM lays them out.
 const _: () = assert!(size_of::<kvm_irqchip>() == 520 && size_of::<kvm_pit_state2>() == 112);
-const _: () = assert!(size_of::<kvm_clock_data>() == 48);
 
 /// Everything KVM knows about a machine that no vCPU has.
 #[derive(Serialize, Deserialize)]
@@ -21,14 +21,14 @@ pub struct VmState {
     pics: [kvm_irqchip; 2],
     ioapic: kvm_irqchip,
     pit: Option<kvm_pit_state2>,
-    clock: kvm_clock_data,
+    moment: Moment,
 }
 
 impl fmt::Debug for VmState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VmState")
             .field("pit", &self.pit)
-            .field("clock", &self.clock)
+            .field("moment", &self.moment)
             .finish_non_exhaustive()
     }
 }
@@ -45,17 +45,17 @@ impl VmState {
             pics: [chip(KVM_IRQCHIP_PIC_MASTER), chip(KVM_IRQCHIP_PIC_SLAVE)],
             ioapic: chip(KVM_IRQCHIP_IOAPIC),
             pit: None,
-            clock: kvm_clock_data {
-                clock: 1_000_000_000,
-                ..Default::default()
+            moment: Moment {
+                ticks: 3_000_000_000,
+                nanoseconds: 1_000_000_000,
             },
         }
     }
 }
 
 impl Vm {
-    /// Reads the state; no vCPU may be running.
-    pub fn save(&self) -> Result<VmState, KvmError> {
+    /// Reads the state; no vCPU may be running, and at `moment` none was.
+    pub fn save(&self, moment: Moment) -> Result<VmState, KvmError> {
         let pit = self.has_pit.then(|| self.fd.get_pit2());
         Ok(VmState {
             pics: [
@@ -64,18 +64,18 @@ impl Vm {
             ],
             ioapic: self.save_chip(KVM_IRQCHIP_IOAPIC)?,
             pit: pit.transpose().map_err(ioctl("read the timer chip"))?,
-            clock: self.fd.get_clock().map_err(ioctl("read the clock"))?,
+            moment,
         })
     }
 
     /// Lays the state on a fresh machine whose vCPUs have theirs: the chips hand pending interrupts to the
-    /// local APICs. The guest's monotonic time goes on from here.
-    pub fn restore(&self, state: &VmState) -> Result<(), KvmError> {
+    /// local APICs. The clock goes with the boot CPU's counter, which runs at `khz`.
+    pub fn restore(&self, state: &VmState, boot_cpu: &VcpuFd, khz: u32) -> Result<(), KvmError> {
         let VmState {
             pics,
             ioapic,
             pit,
-            clock,
+            moment,
         } = state;
         for chip in pics.iter().chain([ioapic]) {
             self.fd
@@ -85,12 +85,7 @@ impl Vm {
         if let Some(pit) = pit {
             self.fd.set_pit2(pit).map_err(ioctl("set the timer chip"))?;
         }
-        // Only the time of it: with its flags KVM would add what has passed since (KVM API §4.30).
-        let clock = kvm_clock_data {
-            clock: clock.clock,
-            ..Default::default()
-        };
-        self.fd.set_clock(&clock).map_err(ioctl("set the clock"))
+        moment.resume(self, boot_cpu, khz)
     }
 
     fn save_chip(&self, chip_id: u32) -> Result<kvm_irqchip, KvmError> {

@@ -96,7 +96,7 @@ impl Subject {
         let state = State {
             binding: binding.labels().clone(),
             memory: self.memory.into(),
-            vm: self.vm.save()?,
+            vm: self.vm.save(vcpus.moment(&self.vm)?)?,
             vcpus: vcpus.save(self.hypervisor.state_msrs()?)?,
             devices,
         };
@@ -114,7 +114,7 @@ impl Subject {
             window,
         };
         let bytes = format::encode(&header, state)?;
-        let NewFile { path, file } = &draft.state;
+        let NewFile { path, file, .. } = &draft.state;
         file.write_all_at(&bytes, 0)
             .and_then(|()| file.sync_all())
             .map_err(|source| CaptureError::File {
@@ -154,54 +154,60 @@ impl Subject {
     }
 }
 
+/// A file that goes again unless it is kept.
 #[derive(Debug)]
 struct NewFile {
     path: PathBuf,
     file: File,
+    kept: bool,
 }
 
-/// The files of a template in the making; what is not finished goes again.
+impl NewFile {
+    fn create(path: PathBuf) -> Result<Self, CaptureError> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        match options.open(&path) {
+            Ok(file) => Ok(Self {
+                path,
+                file,
+                kept: false,
+            }),
+            Err(source) => Err(CaptureError::File { path, source }),
+        }
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// The files of a template in the making.
 #[derive(Debug)]
 pub struct Draft {
     state: NewFile,
     memory: NewFile,
     window: NewFile,
-    kept: bool,
 }
 
 impl Draft {
     /// Makes the files in `directory`, where none of them may be yet.
     pub fn create(directory: &Path) -> Result<Self, CaptureError> {
-        let create = |name| {
-            let path = directory.join(name);
-            let mut options = OpenOptions::new();
-            match options.write(true).create_new(true).mode(0o600).open(&path) {
-                Ok(file) => Ok(NewFile { path, file }),
-                Err(source) => Err(CaptureError::File { path, source }),
-            }
-        };
         Ok(Self {
-            state: create(STATE)?,
-            memory: create(MEMORY)?,
-            window: create(WINDOW)?,
-            kept: false,
+            state: NewFile::create(directory.join(STATE))?,
+            memory: NewFile::create(directory.join(MEMORY))?,
+            window: NewFile::create(directory.join(WINDOW))?,
         })
     }
 
     fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        for NewFile { path, .. } in [&self.state, &self.memory, &self.window] {
-            if let Err(error) = std::fs::remove_file(path) {
-                log::warn!("cannot remove {}: {error}", path.display());
-            }
+        for file in [&mut self.state, &mut self.memory, &mut self.window] {
+            file.kept = true;
         }
     }
 }

@@ -100,7 +100,7 @@ pub fn encode(header: &Header, state: &State) -> Result<Vec<u8>, FormatError> {
         features,
     } = host;
     let mut file = vec![0; HEADER];
-    file = postcard::to_extend(state, file).map_err(body_error)?;
+    file = postcard::to_extend(state, file).map_err(|error| body_error(&error))?;
     let body = file.get(HEADER..).unwrap_or_default();
     let (body_len, body_sum) = (body.len() as u64, sum(body));
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
@@ -169,7 +169,7 @@ pub fn parse_header(file: &[u8]) -> Result<(Header, &[u8]), FormatError> {
 
 /// The body. Only of interest once the header is known to fit.
 pub fn parse_body(body: &[u8], header: &Header) -> Result<State, FormatError> {
-    let (state, rest) = postcard::take_from_bytes(body).map_err(body_error)?;
+    let (state, rest) = postcard::take_from_bytes(body).map_err(|error| body_error(&error))?;
     if !rest.is_empty() {
         return Err(FormatError::Body("it goes on after its end".to_owned()));
     }
@@ -185,7 +185,7 @@ pub fn parse(file: &[u8]) -> Result<(Header, State), FormatError> {
     Ok((header, state))
 }
 
-fn body_error(error: postcard::Error) -> FormatError {
+fn body_error(error: &postcard::Error) -> FormatError {
     FormatError::Body(error.to_string())
 }
 
@@ -205,4 +205,4 @@ fn u64_at(header: &[u8; HEADER], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -149,6 +149,57 @@ impl VcpuState {
             .map_err(set("the pending events"))
     }
 
+    /// A made-up vCPU: no field is zero that one could forget.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        let mut xsave = Box::<kvm_xsave>::default();
+        xsave.region[0] = 0x37f;
+        Self {
+            tsc_khz: 3_000_000,
+            cpuid: vec![kvm_cpuid_entry2 {
+                function: 1,
+                eax: 0x0080_0f12,
+                ..Default::default()
+            }],
+            mp_state: kvm_mp_state { mp_state: 3 },
+            regs: kvm_regs {
+                rip: 0xffff_ffff_8100_0000,
+                rflags: 2,
+                ..Default::default()
+            },
+            sregs: kvm_sregs {
+                cr3: 0x9000,
+                apic_base: 0xfee0_0900,
+                ..Default::default()
+            },
+            xsave,
+            xcrs: kvm_xcrs {
+                nr_xcrs: 1,
+                ..Default::default()
+            },
+            debug: kvm_debugregs {
+                dr7: 0x400,
+                ..Default::default()
+            },
+            lapic: Box::new(kvm_lapic_state { regs: [5; 1024] }),
+            msrs: vec![kvm_msr_entry {
+                index: MSR_TSC,
+                data: 77,
+                ..Default::default()
+            }],
+            events: kvm_vcpu_events {
+                flags: 8,
+                ..Default::default()
+            },
+        }
+    }
+
+    /// How fast its time stamp counter runs.
+    #[must_use]
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz
+    }
+
     /// The general registers.
     #[must_use]
     pub fn regs(&self) -> &kvm_regs {

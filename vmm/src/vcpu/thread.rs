@@ -20,6 +20,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::exit_slot::ExitSlot;
 use super::state::{StateError, VcpuState};
 use super::{Step, Vcpu};
+use crate::kvm::clock::Moment;
+use crate::kvm::{KvmError, Vm};
 use crate::outcome::Outcome;
 
 /// How long a vCPU may take to come out of the guest. It is in user space of ours at worst while a
@@ -45,6 +47,9 @@ pub enum ThreadError {
     /// State can only be had while paused.
     #[error("vCPU {index} is running; pause first")]
     NotPaused { index: u8 },
+    /// KVM did not give the time.
+    #[error(transparent)]
+    Clock(#[from] KvmError),
     /// KVM did not give the state.
     #[error("cannot save vCPU {index}")]
     Save {
@@ -60,6 +65,8 @@ enum Command {
     Resume,
     /// The MSRs to save.
     Save(Arc<[u32]>),
+    /// Read the clocks.
+    Moment(Arc<Vm>),
     Finish,
 }
 
@@ -67,6 +74,7 @@ enum Answer {
     Paused,
     Resumed,
     Saved(Result<Box<VcpuState>, StateError>),
+    Moment(Result<Moment, KvmError>),
     NotPaused,
 }
 
@@ -119,7 +127,7 @@ impl Runner {
                     }
                     Ok(Command::Finish) => return State::Finished,
                     Ok(Command::Resume) => self.answer(Answer::Resumed),
-                    Ok(Command::Save(_)) => self.answer(Answer::NotPaused),
+                    Ok(Command::Save(_) | Command::Moment(_)) => self.answer(Answer::NotPaused),
                     Err(_) => {}
                 },
                 Step::End(outcome) => {
@@ -137,6 +145,10 @@ impl Runner {
                 Ok(Command::Save(msrs)) => {
                     let state = VcpuState::save(self.vcpu.fd(), &msrs);
                     self.answer(Answer::Saved(state.map(Box::new)));
+                }
+                Ok(Command::Moment(vm)) => {
+                    let moment = Moment::now(&vm, self.vcpu.fd());
+                    self.answer(Answer::Moment(moment));
                 }
                 Ok(Command::Resume) => {
                     // Tells the guest's watchdogs that time has jumped; a guest without KVM's clock
@@ -309,6 +321,17 @@ impl Vcpus {
             }
         }
         Ok(states)
+    }
+
+    /// What the clocks of `vm`, whose vCPUs these are, show now; they must be paused.
+    pub fn moment(&self, vm: &Arc<Vm>) -> Result<Moment, ThreadError> {
+        let boot_cpu = self.handles.first();
+        let boot_cpu = boot_cpu.ok_or(ThreadError::Ended { index: 0 })?;
+        boot_cpu.send(Command::Moment(Arc::clone(vm)))?;
+        match boot_cpu.answer()? {
+            Answer::Moment(moment) => Ok(moment?),
+            _ => Err(ThreadError::NotPaused { index: 0 }),
+        }
     }
 }
 

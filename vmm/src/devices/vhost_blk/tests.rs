@@ -11,7 +11,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backend::{BackendError, Connecting};
-use super::watch::Watch;
+use super::watch::{Chaperone, Watch};
 use super::*;
 use crate::events::EventLoop;
 use crate::memory::GuestRam;
@@ -43,6 +43,8 @@ struct Script {
     hang_up_at: u32,
     /// Stop answering at this request, but stay connected.
     freeze_at: u32,
+    /// How far it is with every ring.
+    base: u32,
 }
 
 const GOOD: Script = Script {
@@ -50,6 +52,7 @@ const GOOD: Script = Script {
     protocol: PROTOCOL,
     hang_up_at: 0,
     freeze_at: 0,
+    base: 0x1_0007,
 };
 
 /// Requests as they came: number and body.
@@ -74,7 +77,7 @@ fn serve(mut stream: UnixStream, script: Script, journal: &Journal) {
             1 => Some(number(script.features)),
             15 => Some(number(script.protocol)),
             17 => Some(number(2)),
-            GET_VRING_BASE => Some([&body[..4], &[0; 4]].concat()),
+            GET_VRING_BASE => Some([&body[..4], &script.base.to_le_bytes()].concat()),
             GET_CONFIG => Some([&body[..12], &(0..60).collect::<Vec<u8>>()].concat()),
             _ if flags & NEED_REPLY != 0 => Some(number(0)),
             _ => None,
@@ -249,6 +252,45 @@ fn the_backend_gets_the_window_and_nothing_else() {
     device
         .activate(activation(&ram, vec![queue(0, WINDOW.start)]))
         .unwrap();
+}
+
+#[test]
+fn a_ring_goes_on_where_another_backend_left_it() {
+    let (first, second) = (rig(GOOD), rig(GOOD));
+    let (mut device_one, _, ram) = device(&first);
+    let base = WINDOW.start + 0x1000;
+    let queues = vec![queue(1, base)];
+    device_one.activate(activation(&ram, queues)).unwrap();
+    let positions = device_one.stop().unwrap();
+    let position = Position {
+        next_avail: 7,
+        next_used: 7,
+    };
+    assert_eq!(positions, [(1, position)], "all that was taken is done");
+    let ends: Vec<_> = requests(&first).into_iter().rev().take(2).collect();
+    assert_eq!(ends, [GET_VRING_BASE, SET_VRING_ENABLE]);
+    assert!(device_one.stop().unwrap().is_empty());
+
+    let (mut device_two, _, _) = device(&second);
+    let mut ring = queue(1, base);
+    ring.queue.set_next_avail(7);
+    device_two.activate(activation(&ram, vec![ring])).unwrap();
+    assert_eq!(body(&second, SET_VRING_BASE), [1, 0, 0, 0, 7, 0, 0, 0]);
+}
+
+#[test]
+fn a_backend_that_does_not_give_its_ring_back_is_cut_off_on_the_main_thread_too() {
+    let rig = rig(Script {
+        freeze_at: GET_VRING_BASE,
+        ..GOOD
+    });
+    let (mut device, watch, ram) = device(&rig);
+    let queues = vec![queue(0, WINDOW.start)];
+    device.activate(activation(&ram, queues)).unwrap();
+    let chaperone = Chaperone::start(vec![Arc::new(Mutex::new(watch))]).unwrap();
+    let error = device.stop().unwrap_err();
+    assert_eq!(error.to_string(), "the backend did not stop queue 0");
+    drop(chaperone);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 mod driver;
+mod resume;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

@@ -198,4 +198,4 @@ fn restore_queue(state: &QueueState) -> (QueueRegisters, Option<Position>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

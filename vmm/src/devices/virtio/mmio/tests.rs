@@ -14,15 +14,15 @@ const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
 
 /// Notes what the transport asks of it, and checks what it is given.
 #[derive(Debug, Default)]
-struct Probe {
+pub(super) struct Probe {
     active: Option<Vec<(u16, u16)>>,
     features: u64,
-    activations: u32,
+    pub(super) activations: u32,
     refuse: bool,
     by_backend: bool,
     /// Where the device stands with its queues; how it was made active.
-    positions: Vec<(u16, Position)>,
-    resumed: bool,
+    pub(super) positions: Vec<(u16, Position)>,
+    pub(super) resumed: bool,
 }
 
 impl Subscriber for Probe {
@@ -104,6 +104,7 @@ impl VirtioDevice for Probe {
     }
 
     fn stop(&mut self) -> Result<Vec<(u16, Position)>, StopError> {
+        self.active = None;
         Ok(self.positions.drain(..).collect())
     }
 
@@ -112,7 +113,7 @@ impl VirtioDevice for Probe {
     }
 }
 
-fn transport(probe: Probe) -> (MmioTransport, Arc<Mutex<Probe>>) {
+pub(super) fn transport(probe: Probe) -> (MmioTransport, Arc<Mutex<Probe>>) {
     let memory =
         GuestMemory::from_ranges(&[(GuestAddress(0), usize::try_from(MEMORY).unwrap())]).unwrap();
     assert_eq!(memory.last_addr().0, MEMORY - 1);
@@ -156,6 +157,16 @@ fn driver_ok(transport: &MmioTransport) -> u32 {
     let all = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
     write(transport, register::STATUS, all);
     read(transport, register::STATUS)
+}
+
+/// A transport with two live queues.
+pub(super) fn live() -> (MmioTransport, Arc<Mutex<Probe>>) {
+    let (transport, device) = transport(Probe::default());
+    negotiate(&transport, 1 << 5, 1);
+    set_up_queue(&transport, 0, 64, 0x1_0000);
+    set_up_queue(&transport, 2, 8, 0x2_0000);
+    assert_eq!(driver_ok(&transport), 0xf);
+    (transport, device)
 }
 
 #[test]

@@ -10,11 +10,12 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::devices::virtio::{Activation, Interrupt, VirtQueue, VirtioDevice};
+use crate::devices::virtio::{Activation, Interrupt, Position, VirtQueue, VirtioDevice};
 use crate::devices::vsock::packet::{HEADER_LEN, Header, MAX_PAYLOAD};
 use crate::devices::vsock::{FEATURE_STREAM, QUEUE_SIZES, Vsock};
 use crate::memory::GuestMemory;
 
+const EVENT_BUFFERS: u64 = 0xf_0000;
 const RX_BUFFERS: u64 = 0x10_0000;
 const RX_ROOM: u32 = 4096;
 const TX_BUFFERS: u64 = 0x40_0000;
@@ -39,13 +40,6 @@ impl Ring {
         let table = GuestAddress(at);
         let avail = Self::at(table, 0x1000);
         let used = Self::at(table, 0x2000);
-        let mut queue = Queue::new(size).unwrap();
-        queue.try_set_desc_table_address(table).unwrap();
-        queue.try_set_avail_ring_address(avail).unwrap();
-        queue.try_set_used_ring_address(used).unwrap();
-        queue.set_event_idx(event_idx);
-        queue.set_ready(true);
-        assert!(queue.is_valid(memory));
         let ring = Self {
             memory: memory.clone(),
             size,
@@ -58,7 +52,20 @@ impl Ring {
             kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             kicks: 0,
         };
+        let queue = ring.queue();
         (ring, queue)
+    }
+
+    /// The device's end of it.
+    fn queue(&self) -> Queue {
+        let mut queue = Queue::new(self.size).unwrap();
+        queue.try_set_desc_table_address(self.table).unwrap();
+        queue.try_set_avail_ring_address(self.avail).unwrap();
+        queue.try_set_used_ring_address(self.used).unwrap();
+        queue.set_event_idx(self.event_idx);
+        queue.set_ready(true);
+        assert!(queue.is_valid(&self.memory));
+        queue
     }
 
     fn at(base: GuestAddress, offset: u64) -> GuestAddress {
@@ -122,6 +129,7 @@ impl Ring {
 pub(super) struct Driver {
     pub(super) rx: Ring,
     pub(super) tx: Ring,
+    pub(super) events: Ring,
     pub(super) interrupt: Interrupt,
     free_tx: Vec<u16>,
 }
@@ -133,7 +141,13 @@ impl Driver {
         let [rx_size, tx_size, event_size] = QUEUE_SIZES;
         let (mut rx, rx_queue) = Ring::new(&memory, 0x1000, rx_size, event_idx);
         let (tx, tx_queue) = Ring::new(&memory, 0x4000, tx_size, event_idx);
-        let (event, event_queue) = Ring::new(&memory, 0x7000, event_size, event_idx);
+        let (mut event, event_queue) = Ring::new(&memory, 0x7000, event_size, event_idx);
+        for slot in 0..event_size {
+            let at = EVENT_BUFFERS + u64::from(slot) * 4;
+            let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+            event.describe(slot, Descriptor::new(at, 4, flags, 0));
+            event.post(slot);
+        }
         for slot in 0..rx_size {
             rx.describe(slot, rx_descriptor(slot));
             rx.post(slot);
@@ -159,9 +173,45 @@ impl Driver {
         Self {
             rx,
             tx,
+            events: event,
             interrupt,
             free_tx: (0..tx_size / 2).collect(),
         }
+    }
+
+    /// Goes on with another device, which continues where the first one stopped.
+    pub(super) fn resume(&self, device: &mut Vsock, positions: &[(u16, Position)]) {
+        let rings = [&self.rx, &self.tx, &self.events]
+            .into_iter()
+            .zip(positions);
+        let queues = rings.map(|(ring, &(index, position))| {
+            let mut queue = ring.queue();
+            queue.set_next_avail(position.next_avail);
+            queue.set_next_used(position.next_used);
+            VirtQueue {
+                index,
+                queue,
+                kick: Arc::clone(&ring.kick),
+            }
+        });
+        let activation = Activation {
+            memory: self.rx.memory.clone(),
+            features: FEATURE_STREAM | 1 << 32,
+            queues: queues.collect(),
+            interrupt: self.interrupt.clone(),
+            resumed: true,
+        };
+        device.activate(activation).unwrap();
+    }
+
+    /// Takes an event and gives its buffer back.
+    pub(super) fn take_event(&mut self) -> Option<u32> {
+        let (slot, len) = self.events.take_used()?;
+        assert_eq!(len, 4);
+        let at = GuestAddress(EVENT_BUFFERS + u64::from(slot) * 4);
+        let event = self.events.memory.read_obj(at).unwrap();
+        self.events.post(slot);
+        Some(event)
     }
 
     /// True if [`Driver::send`] has a buffer.
