@@ -15,6 +15,9 @@ use crate::sys;
 
 const MACHINE_ID: &str = "/etc/machine-id";
 
+/// In memory, /run being a tmpfs.
+const NAME: &str = "/run/rundlet.machine-id";
+
 /// Writable with patches/0006 of `guest-kernel/`, of which the rest cannot be seen from here: a kernel
 /// that takes the boot id also renews what it derives from its generator, when that is reseeded.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -75,18 +78,31 @@ impl Identity for Machine {
 
 impl Machine {
     /// A file in memory over `/etc/machine-id`: setting it touches no disk, and works whether the image has one
-    /// or not. The file has no other name, so no program is in its way.
+    /// or not.
     fn machine_id_file(&mut self) -> io::Result<&OwnedFd> {
         if self.machine_id.is_none() {
-            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-            let file = open("/run", flags, Mode::from_raw_mode(0o444))?;
-            mount_over(&file, &mount_point()?)?;
+            let file = mounted_file()
+                .map_err(|error| io::Error::other(format!("{MACHINE_ID}: {error}")))?;
             self.machine_id = Some(file);
         }
         self.machine_id
             .as_ref()
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// A new file, mounted over [`MACHINE_ID`]. It has a name of its own only until then: what has none cannot be
+/// mounted.
+fn mounted_file() -> io::Result<OwnedFd> {
+    match std::fs::remove_file(NAME) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = open(NAME, flags, Mode::from_raw_mode(0o444))?;
+    mount_over(&file, &mount_point()?)?;
+    std::fs::remove_file(NAME)?;
+    Ok(file)
 }
 
 /// `/etc/machine-id` of the image, or a new and empty one.
@@ -106,7 +122,7 @@ fn mount_point() -> io::Result<OwnedFd> {
     if FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile {
         return Ok(file);
     }
-    Err(io::Error::other(format!("{MACHINE_ID} is no file")))
+    Err(io::Error::other("is no file"))
 }
 
 /// mount(2) with `MS_BIND`, by descriptors.
