@@ -6,8 +6,13 @@
 //! set up → [`vcpu::thread`] → [`vcpu::Vcpu::step`] → KVM_RUN. From then on the main thread sits in
 //! [`events`] and the vCPU threads in the guest; they meet in the devices, behind one lock each.
 //!
+//! One template: the control socket's `capture` → [`template::capture`]: vCPUs paused, devices stopped, each
+//! gives its state, memory last. One clone: [`template::Template::open`] verifies everything →
+//! [`sandbox::restore`], the other recipe over the same steps: memory mapped over the template's, devices
+//! and vCPUs continued instead of begun.
+//!
 //! A library, so that tests and fuzz targets reach the parsers and device models without a guest:
-//! [`wire::Spec::parse`], [`wire::Request::parse`], [`devices::virtio::mmio::MmioTransport`].
+//! [`wire::Spec::parse`], [`wire::Request::parse`], [`template::format::parse`], [`devices::virtio::mmio::MmioTransport`].
 
 pub mod boot;
 pub mod bus;
