@@ -1,8 +1,9 @@
 //! Guest RAM: always private to this process, except the I/O window.
 //!
-//! RAM is split where its backing changes: below the window, the window, above it, above 4 GiB. Each
-//! piece is one mapping and one KVM memory slot. Nothing is touched before the guest or the boot
-//! loader touches it.
+//! RAM is one region below the device hole and, if it does not fit there, one above 4 GiB: each is one stretch
+//! of this process's addresses and one KVM memory slot, since every slot costs each start a wait for
+//! all CPUs. What stands behind a region changes within it: the window's file lies over it, and
+//! parts of other files may. Nothing is touched before the guest or the boot loader touches it.
 
 #![allow(unsafe_code)]
 
@@ -16,14 +17,14 @@ use std::sync::Arc;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError,
     GuestRegionMmap,
 };
 
+use self::backing::Writes;
+use self::layout::Range;
 use crate::spec::MemorySpec;
-use layout::Range;
 
 /// Guest-physical memory as the devices see it: clones share the mappings.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -94,6 +95,18 @@ pub fn regions(spec: &MemorySpec) -> Vec<(Range, Kind)> {
     regions
 }
 
+/// RAM as the guest sees it: pieces that meet are one.
+fn stretches(spec: &MemorySpec) -> Vec<Range> {
+    let mut stretches: Vec<Range> = Vec::new();
+    for (range, _) in regions(spec) {
+        match stretches.last_mut() {
+            Some(last) if last.end() == range.start => last.len += range.len,
+            _ => stretches.push(range),
+        }
+    }
+    stretches
+}
+
 fn window_range(spec: &MemorySpec) -> Range {
     Range::new(layout::WINDOW.start, spec.window_bytes())
 }
@@ -117,26 +130,7 @@ pub struct GuestRam {
 impl GuestRam {
     /// Reserves address space for everything the spec asks for; no page is touched.
     pub fn allocate(spec: &MemorySpec) -> Result<Self, MemoryError> {
-        Self::build(spec, |range| backing::anonymous(range.len))
-    }
-
-    /// RAM whose private pieces, one after the other, are what `file` holds until they are written to. The
-    /// window is empty. The file is as long as the pieces together and stays so: who owns the store of
-    /// templates sees to it.
-    pub fn private_over(spec: &MemorySpec, file: &Arc<File>) -> Result<Self, MemoryError> {
-        let mut offset = 0;
-        Self::build(spec, |range| {
-            let at = offset;
-            offset += range.len;
-            backing::private_over(file, at, range.len)
-        })
-    }
-
-    fn build(
-        spec: &MemorySpec,
-        mut private: impl FnMut(Range) -> Result<MmapRegion, backing::BackingError>,
-    ) -> Result<Self, MemoryError> {
-        let range = window_range(spec);
+        let window = window_range(spec);
         let map_error = |range: Range| {
             move |source| MemoryError::Map {
                 start: range.start,
@@ -144,23 +138,39 @@ impl GuestRam {
                 source,
             }
         };
-        let file = Arc::new(backing::sealed_memfd(range.len).map_err(map_error(range))?);
+        let file = Arc::new(backing::sealed_memfd(window.len).map_err(map_error(window))?);
         let mut mappings = Vec::new();
-        for (range, kind) in regions(spec) {
-            let mapping = match kind {
-                Kind::Private => private(range),
-                Kind::Window => backing::shared(&file, range.len),
-            }
-            .map_err(map_error(range))?;
+        for range in stretches(spec) {
+            let mapping = backing::anonymous(range.len).map_err(map_error(range))?;
             let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
                 .expect("layout constants keep every region below 2^64");
             mappings.push(region);
         }
         let memory = GuestMemory::from_regions(mappings).map_err(MemoryError::Assemble)?;
-        Ok(Self {
+        let ram = Self {
             memory,
-            window: Window { range, file },
-        })
+            window: Window {
+                range: window,
+                file: Arc::clone(&file),
+            },
+        };
+        ram.lay_over(window, (&file, 0), Writes::Shared)?;
+        Ok(ram)
+    }
+
+    /// RAM whose private pieces, one after the other, are what `file` holds until they are written to. The
+    /// window is empty. The file is as long as the pieces together and stays so: who owns the store of
+    /// templates sees to it.
+    pub fn private_over(spec: &MemorySpec, file: &File) -> Result<Self, MemoryError> {
+        let ram = Self::allocate(spec)?;
+        let mut offset = 0;
+        for (range, kind) in regions(spec) {
+            if kind == Kind::Private {
+                ram.lay_over(range, (file, offset), Writes::Private)?;
+                offset += range.len;
+            }
+        }
+        Ok(ram)
     }
 
     /// The memory, for boot loader and devices.
@@ -179,6 +189,25 @@ impl GuestRam {
     /// of private memory. Past the end of the file's last page there is nothing: the caller has checked
     /// its length. The file must not shrink later, which is for whoever owns the store to see to.
     pub fn map_file(&self, range: Range, file: &File, offset: u64) -> Result<(), MemoryError> {
+        let window = self.window.range;
+        let meets =
+            range.start < window.end() && window.start < range.start.saturating_add(range.len);
+        if meets {
+            return Err(MemoryError::File {
+                range,
+                source: io::Error::new(io::ErrorKind::InvalidInput, "not private memory"),
+            });
+        }
+        self.lay_over(range, (file, offset), Writes::Private)
+    }
+
+    /// Puts a view of a file in place of whole pages of one region.
+    fn lay_over(
+        &self,
+        range: Range,
+        (file, offset): (&File, u64),
+        writes: Writes,
+    ) -> Result<(), MemoryError> {
         let invalid = |what: &str| MemoryError::File {
             range,
             source: io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()),
@@ -189,14 +218,14 @@ impl GuestRam {
         let region = self
             .memory
             .find_region(GuestAddress(range.start))
-            .filter(|region| aligned && region.file_offset().is_none())
-            .ok_or_else(|| invalid("not whole pages of private memory"))?;
+            .filter(|_| aligned)
+            .ok_or_else(|| invalid("not whole pages of memory"))?;
         let within = range.start - region.start_addr().0;
         if within
             .checked_add(range.len)
             .is_none_or(|end| end > region.len())
         {
-            return Err(invalid("runs over the end of private memory"));
+            return Err(invalid("runs over the end of memory"));
         }
         // Both fit: they are less than the length of a mapping.
         let len = usize::try_from(range.len).map_err(|_| invalid("too long"))?;
@@ -204,7 +233,7 @@ impl GuestRam {
         // SAFETY: `within..within + len` is inside the region's mapping (checked above), which is ours
         // and stays ours: unmapping the region later unmaps this, too. Nobody holds references into
         // guest memory; it is only accessed through volatile copies.
-        unsafe { backing::overlay(region.as_ptr().add(within), len, file, offset) }
+        unsafe { backing::overlay(region.as_ptr().add(within), len, (file, offset), writes) }
             .map_err(|source| MemoryError::File { range, source })
     }
 
@@ -236,7 +265,7 @@ impl GuestRam {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr().addr() as u64,
             };
-            // SAFETY: the range is exactly one live mapping of `self.memory`; regions do not overlap
+            // SAFETY: the range is exactly one live region of `self.memory`; regions do not overlap
             // (checked when the collection was made) and slots are numbered apart. KVM takes its own
             // references to the pages, so that even a dropped mapping faults in the guest only.
             unsafe { vm.set_user_memory_region(entry) }.map_err(slot_error)?;
@@ -246,124 +275,4 @@ impl GuestRam {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::layout::{GIB, MIB};
-    use super::*;
-    use vm_memory::Bytes;
-
-    fn spec(mib: u32, window: u32) -> MemorySpec {
-        MemorySpec {
-            mib,
-            window_mib: window,
-        }
-    }
-
-    #[test]
-    fn every_byte_asked_for_is_there_once() {
-        for (mib, window) in [(64, 1), (64, 8), (128, 2), (3072, 2), (3073, 2), (65536, 4)] {
-            let regions = regions(&spec(mib, window));
-            assert_eq!(
-                regions.iter().map(|(r, _)| r.len).sum::<u64>(),
-                u64::from(mib) * MIB
-            );
-            assert!(
-                regions
-                    .windows(2)
-                    .all(|pair| pair[0].0.end() <= pair[1].0.start)
-            );
-            assert!(
-                regions
-                    .iter()
-                    .all(|(r, _)| r.len > 0 && r.start % layout::PAGE == 0)
-            );
-            let windows: Vec<_> = regions.iter().filter(|(_, k)| *k == Kind::Window).collect();
-            assert_eq!(windows.len(), 1);
-            assert_eq!(windows[0].0, Range::new(8 * MIB, u64::from(window) * MIB));
-            assert!(
-                regions
-                    .iter()
-                    .all(|(r, _)| r.end() <= 3 * GIB || r.start >= 4 * GIB)
-            );
-        }
-    }
-
-    #[test]
-    fn only_the_window_has_a_file_and_it_is_the_same_memory() {
-        use std::os::unix::fs::FileExt;
-        let ram = GuestRam::allocate(&spec(64, 2)).unwrap();
-        assert_eq!(ram.low_end(), 64 * MIB);
-        let with_file: Vec<_> = ram
-            .memory()
-            .iter()
-            .filter(|r| r.file_offset().is_some())
-            .collect();
-        assert_eq!(with_file.len(), 1);
-        let window = ram.window();
-        ram.memory()
-            .write_obj(0x1122_3344_u32, GuestAddress(window.range.start + 8))
-            .unwrap();
-        let mut bytes = [0u8; 4];
-        window.file.read_exact_at(&mut bytes, 8).unwrap();
-        assert_eq!(u32::from_le_bytes(bytes), 0x1122_3344);
-        // Accesses may run from private memory into the window and out again.
-        let across = GuestAddress(window.range.start - 4);
-        ram.memory().write_slice(&[7; 16], across).unwrap();
-        assert_eq!(
-            ram.memory()
-                .read_obj::<u8>(GuestAddress(window.range.start))
-                .unwrap(),
-            7
-        );
-    }
-
-    #[test]
-    fn a_mapped_file_is_read_and_never_written() {
-        let file = tempfile::tempfile().unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 10_000], 0).unwrap();
-        let ram = GuestRam::allocate(&spec(64, 1)).unwrap();
-        let place = Range::new(16 * MIB, 8192);
-        ram.map_file(place, &file, 0).unwrap();
-        let at = GuestAddress(place.start + 100);
-        assert_eq!(ram.memory().read_obj::<u8>(at).unwrap(), 7);
-        ram.memory().write_obj(9_u8, at).unwrap();
-        assert_eq!(ram.memory().read_obj::<u8>(at).unwrap(), 9);
-        assert_eq!(
-            ram.memory()
-                .read_obj::<u8>(GuestAddress(place.end()))
-                .unwrap(),
-            0
-        );
-        let mut byte = [0];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 100).unwrap();
-        assert_eq!(byte, [7]);
-    }
-
-    #[test]
-    fn files_go_into_whole_pages_of_private_memory_only() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(MIB).unwrap();
-        let ram = GuestRam::allocate(&spec(64, 1)).unwrap();
-        let refused =
-            |start, len, offset| ram.map_file(Range::new(start, len), &file, offset).is_err();
-        assert!(refused(8 * MIB, 4096, 0), "the window");
-        assert!(refused(8 * MIB - 4096, 8192, 0), "into the window");
-        assert!(refused(64 * MIB - 4096, 8192, 0), "past the end");
-        assert!(
-            refused(64 * MIB, 4096, 0) && refused(1 << 63, 1 << 63, 0),
-            "no memory at all"
-        );
-        assert!(refused(16 * MIB + 1, 4096, 0) && refused(16 * MIB, 4095, 0));
-        assert!(refused(16 * MIB, 4096, 1));
-        assert!(!refused(16 * MIB, 4096, 4096));
-    }
-
-    #[test]
-    fn the_window_file_cannot_be_resized_by_whoever_holds_it() {
-        let ram = GuestRam::allocate(&spec(64, 1)).unwrap();
-        assert!(ram.window().file.set_len(0).is_err());
-        assert!(ram.window().file.set_len(16 * MIB).is_err());
-        assert!(
-            rustix::fs::fcntl_add_seals(&ram.window().file, rustix::fs::SealFlags::WRITE).is_err()
-        );
-    }
-}
+mod tests;

@@ -69,7 +69,7 @@ pub struct Template {
     directory: PathBuf,
     hypervisor: Arc<Hypervisor>,
     state: State,
-    memory: Arc<File>,
+    memory: File,
     /// The pages of the window that are not zero: where, and what. Every clone gets a copy.
     window: Vec<(u64, Vec<u8>)>,
 }
@@ -117,7 +117,7 @@ impl Template {
             directory: directory.to_owned(),
             hypervisor: Arc::new(hypervisor),
             state,
-            memory: Arc::new(memory),
+            memory,
             window: pages,
         })
     }

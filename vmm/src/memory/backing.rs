@@ -2,12 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use thiserror::Error;
-use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 
 /// Why a piece of memory could not be had.
@@ -30,44 +28,41 @@ pub enum BackingError {
 
 /// Private anonymous memory. MAP_NORESERVE: sandboxes are overcommitted on purpose.
 pub fn anonymous(len: u64) -> Result<MmapRegion, BackingError> {
-    builder(len)?
+    let size = usize::try_from(len).map_err(|_| BackingError::TooLarge(len))?;
+    MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
         .build()
         .map_err(BackingError::Map)
 }
 
-/// The whole of `file`, shared.
-pub fn shared(file: &Arc<File>, len: u64) -> Result<MmapRegion, BackingError> {
-    builder(len)?
-        .with_file_offset(FileOffset::from_arc(Arc::clone(file), 0))
-        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-        .build()
-        .map_err(BackingError::Map)
+/// What becomes of writes to a mapped file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// They stay in this process.
+    Private,
+    /// They go into the file.
+    Shared,
 }
 
-/// `len` bytes of `file` from `offset` on, private: what is written stays here. The caller has checked that
-/// the file is long enough.
-pub fn private_over(file: &Arc<File>, offset: u64, len: u64) -> Result<MmapRegion, BackingError> {
-    builder(len)?
-        .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-        .build()
-        .map_err(BackingError::Map)
-}
-
-fn builder(len: u64) -> Result<MmapRegionBuilder, BackingError> {
-    let size = usize::try_from(len).map_err(|_| BackingError::TooLarge(len))?;
-    Ok(MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE))
-}
-
-/// Replaces `len` bytes of a mapping by a private view of `file`.
+/// Replaces `len` bytes of a mapping by a view of `file`.
 ///
 /// # Safety
 ///
 /// `[at, at + len)` must be whole pages of a mapping that the caller owns, with no references into it.
-pub unsafe fn overlay(at: *mut u8, len: usize, file: &File, offset: u64) -> io::Result<()> {
+pub unsafe fn overlay(
+    at: *mut u8,
+    len: usize,
+    (file, offset): (&File, u64),
+    writes: Writes,
+) -> io::Result<()> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
-    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    let flags = MapFlags::FIXED | MapFlags::NORESERVE;
+    let flags = flags
+        | match writes {
+            Writes::Private => MapFlags::PRIVATE,
+            Writes::Shared => MapFlags::SHARED,
+        };
     // SAFETY: the caller's promise is mmap's condition for MAP_FIXED.
     let place = unsafe { rustix::mm::mmap(at.cast(), len, protection, flags, file, offset) }?;
     debug_assert_eq!(place, at.cast());
