@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-all=(blk_request clone_request mmio_registers spec vsock_packet)
+all=(blk_request clone_request mmio_registers spec template_state vsock_packet)
 seconds=${1:-600}
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || { echo "fuzz: '$seconds' is not a number of seconds" >&2; exit 2; }
 targets=("${@:2}")

@@ -164,6 +164,7 @@ for name, value in [
     ("large", {**smallest, "memory_mib": 65536, "window_mib": 8}),
     ("bad-field", {**smallest, "memory": 1}), ("bad-limit", {**smallest, "vcpus": 17}),
     ("pause", {"pause": {}}), ("status", {"status": {}}),
+    ("capture", {"capture": {"directory": "/var/lib/x", "binding": {"kernel": "00ff"}}}),
 ]:
     save("spec", name, json.dumps(value).encode())
 
@@ -182,3 +183,10 @@ for name, count, value in [
     ("foreign-number", 0, {**bare, "spec": {"binding": {}, "console": {"fd": 3}}}),
 ]:
     save("clone_request", name, bytes([count]) + json.dumps({"clone": value}).encode())
+
+# template_state
+
+GOLDEN = HERE.parents[1] / "vmm/tests/data/epoch-1.state"
+whole = GOLDEN.read_bytes()
+save("template_state", "whole", whole)
+save("template_state", "body", whole[128:])
