@@ -32,8 +32,8 @@ pub(crate) struct Machine {
 impl Identity for Machine {
     /// Everything dirty goes to the disk: once here, and not some seconds later in each clone.
     ///
-    /// The page cache stays. What a page holds is not forgotten when it is freed, so the template would not become
-    /// smaller, and each clone would read into memory of its own what all of them share now.
+    /// The page cache stays. A page that is freed keeps its bytes, so that dropping the cache makes a template hardly
+    /// smaller (docs/uniqueness.md), while each clone would read into memory of its own what all of them share now.
     fn settle(&mut self) -> io::Result<()> {
         self.machine_id_file()?;
         // Not syncfs(2): overlayfs answers it for a `volatile` layer without asking the disk.
