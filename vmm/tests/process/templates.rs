@@ -228,6 +228,75 @@ fn every_vcpu_goes_on() {
     }
 }
 
+#[test]
+fn a_clone_can_become_a_template_itself() {
+    if !has_kvm("a_clone_can_become_a_template_itself") {
+        return;
+    }
+    let place = Place::new();
+    captured(&place, &place.spec(&counting()));
+    let socket = place.path("clone-control.sock");
+    let template = place.path("template");
+    let child = run(
+        &["clone", "--template", template.to_str().unwrap()],
+        &clone_spec(&place, "first"),
+        &["--spec", "-", "--control", socket.to_str().unwrap()],
+    );
+    let mut control = Control::connect(&socket);
+    fs::create_dir(place.path("second")).unwrap();
+    let capture = json!({"directory": place.path("second"), "binding": {}});
+    let reply = control.ask(&json!({ "capture": capture }));
+    assert!(reply["captured"].is_object(), "{reply}");
+    control.ask(&json!({"stop": {}}));
+    assert_end(&finish(child), 0, "stopped");
+    fs::remove_dir_all(&template).unwrap();
+    fs::rename(place.path("second"), &template).unwrap();
+    let mut spec = clone_spec(&place, "last");
+    spec["binding"] = json!({});
+    assert_end(&finish(clone(&place, &spec)), 0, "power_off");
+    assert_eq!(fs::read_to_string(place.path("last")).unwrap(), "ok\n");
+}
+
+#[test]
+fn a_capture_that_cannot_be_written_leaves_the_sandbox_running() {
+    if !has_kvm("a_capture_that_cannot_be_written_leaves_the_sandbox_running") {
+        return;
+    }
+    let place = Place::new();
+    let socket = place.path("control.sock");
+    let arguments = ["--control", socket.to_str().unwrap()];
+    let child = start(&place.spec(&FOR_EVER), &arguments);
+    let mut control = Control::connect(&socket);
+    let long = "x".repeat(257);
+    for (capture, expected) in [
+        (
+            json!({"directory": "/nonexistent"}),
+            "cannot write /nonexistent/state: ",
+        ),
+        (json!({"directory": "relative"}), "capture.directory: "),
+        (
+            json!({"directory": "/tmp", "binding": {"a": long}}),
+            "binding.a: ",
+        ),
+        (
+            json!({"directory": "/tmp", "surprise": 1}),
+            "capture.surprise: ",
+        ),
+        (json!({}), "capture: missing field `directory`"),
+    ] {
+        let reply = control.ask(&json!({ "capture": capture }));
+        let message = reply["error"]["message"].as_str().unwrap();
+        assert!(message.starts_with(expected), "{message}");
+    }
+    assert_eq!(
+        control.ask(&json!({"status": {}}))["status"]["state"],
+        "running"
+    );
+    assert_eq!(control.ask(&json!({"resume": {}})), json!({"resumed": {}}));
+    control.ask(&json!({"stop": {}}));
+    assert_end(&finish(child), 0, "stopped");
+}
+
 /// What a clone says that is not made.
 fn refusal(place: &Place, spec: &Value, code: i32, reason: &str) -> String {
     let output = finish(clone(place, spec));
