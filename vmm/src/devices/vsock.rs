@@ -282,6 +282,9 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let [rx, tx, mut events] = activation.take_queues()?;
+        if activation.resumed {
+            self.muxer.resume();
+        }
         let stale = self.stale && activation.resumed;
         let farewell = if stale {
             Farewell::send(&mut events, &activation.memory)

@@ -34,6 +34,8 @@ const DIAL_TIME: Duration = Duration::from_secs(10);
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// Host ports of connections dialled by the host start here: far from ports that programs choose.
 const FIRST_HOST_PORT: u32 = 1 << 30;
+/// And here in a clone: its template cannot have come so far.
+const FIRST_HOST_PORT_OF_CLONE: u32 = FIRST_HOST_PORT + (1 << 29);
 
 /// How much one device holds.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +129,13 @@ impl Muxer {
     #[must_use]
     pub fn ledger(&mut self) -> &mut Ledger {
         &mut self.ledger
+    }
+
+    /// Dials from host ports that an earlier device of the same guest has not used. Linux keeps the socket of
+    /// a connection that is gone until its program has closed it, and would take a request from the same port
+    /// for that one's.
+    pub fn resume(&mut self) {
+        self.next_host_port = FIRST_HOST_PORT_OF_CLONE;
     }
 
     /// How many connections there are.

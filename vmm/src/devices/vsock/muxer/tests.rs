@@ -165,6 +165,15 @@ fn host_and_guest_talk() {
 }
 
 #[test]
+fn a_clone_is_dialled_from_other_ports_than_its_template() {
+    let mut harness = Harness::new(Limits::default());
+    let (_template, before) = harness.open(1024);
+    harness.muxer.resume();
+    let (_clone, after) = harness.open(1024);
+    assert!(after - before > 1 << 28, "{before} {after}");
+}
+
+#[test]
 fn a_guest_that_refuses_closes_the_hosts_socket() {
     let mut harness = Harness::new(Limits::default());
     let mut host = harness.dial(7);
