@@ -51,6 +51,8 @@ const FREQUENCY_PPM: u64 = 250;
 /// The time stamp counter, and the deadline of the local APIC's timer (Intel SDM 4).
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// IA32_DEBUGCTL.
+const MSR_DEBUGCTL: u32 = 0x1d9;
 /// The timer's LVT entry; of its bits 16..24: mask, and mode in the next two (Intel SDM 3, 12.5.1).
 const APIC_LVTT: usize = 0x320;
 const LVTT_MODE_AND_MASK: i8 = 0b111;
@@ -244,7 +246,11 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
             .collect();
         let mut msrs = Msrs::from_entries(&entries).expect("a batch is below the limit");
         let done = vcpu.get_msrs(&mut msrs).map_err(get)?;
-        saved.extend(msrs.as_slice().iter().take(done));
+        // A debug control of zero is that of a fresh vCPU, and KVM without LBR virtualisation puts a line
+        // into the host's log for each that is set.
+        let needless = |msr: &&kvm_msr_entry| msr.index == MSR_DEBUGCTL && msr.data == 0;
+        let found = msrs.as_slice().iter().take(done);
+        saved.extend(found.filter(|msr| !needless(msr)));
         // The one KVM stopped at does not exist for this vCPU: step over it.
         rest = if done < batch.len() {
             &rest[done + 1..]
@@ -272,19 +278,27 @@ fn rearm_deadline(msrs: &mut [kvm_msr_entry], lapic: &kvm_lapic_state) {
 }
 
 fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
-    for batch in entries.chunks(MSR_BATCH) {
+    let set = |source| StateError::Part {
+        verb: "write",
+        part: "the MSRs",
+        source,
+    };
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let batch = &rest[..rest.len().min(MSR_BATCH)];
         let msrs = Msrs::from_entries(batch).expect("a batch is below the limit");
-        let done = vcpu.set_msrs(&msrs).map_err(|source| StateError::Part {
-            verb: "write",
-            part: "the MSRs",
-            source,
-        })?;
-        if let Some(refused) = batch.get(done) {
-            return Err(StateError::Msr {
-                verb: "write",
-                index: refused.index,
-            });
-        }
+        let done = vcpu.set_msrs(&msrs).map_err(set)?;
+        rest = match batch.get(done) {
+            None => &rest[done..],
+            // Of some KVM tells the value, but takes none, not even that one.
+            Some(refused) if save_msrs(vcpu, &[refused.index])? == [*refused] => &rest[done + 1..],
+            Some(refused) => {
+                return Err(StateError::Msr {
+                    verb: "write",
+                    index: refused.index,
+                });
+            }
+        };
     }
     Ok(())
 }
