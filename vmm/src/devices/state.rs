@@ -74,6 +74,8 @@ pub struct VsockState {
     pub cid: u32,
     /// The driver had connections.
     pub stale: bool,
+    /// The host's port of the next connection to the guest.
+    pub next_host_port: u32,
     pub transport: TransportState,
 }
 
@@ -193,7 +195,9 @@ fn restore_disk(disk: &Disk, state: &DiskState) -> Result<(), RestoreError> {
 }
 
 fn save_socket(socket: &Socket) -> Result<VsockState, SaveError> {
-    let stale = lock(&socket.device).has_connections();
+    let device = lock(&socket.device);
+    let (stale, next_host_port) = (device.has_connections(), device.next_host_port());
+    drop(device);
     let transport = socket.transport.save().map_err(|source| SaveError {
         device: "vsock".to_owned(),
         source,
@@ -201,6 +205,7 @@ fn save_socket(socket: &Socket) -> Result<VsockState, SaveError> {
     Ok(VsockState {
         cid: socket.cid,
         stale,
+        next_host_port,
         transport,
     })
 }
@@ -209,11 +214,10 @@ fn restore_socket(socket: &Socket, state: &VsockState) -> Result<(), RestoreErro
     let VsockState {
         cid: _,
         stale,
+        next_host_port,
         transport,
     } = state;
-    if *stale {
-        lock(&socket.device).resume_stale();
-    }
+    lock(&socket.device).resume(*stale, *next_host_port);
     let restored = socket.transport.restore(transport);
     restored.map_err(cannot_go_on("vsock"))
 }

@@ -124,10 +124,17 @@ impl Vsock {
         })
     }
 
-    /// The driver that is about to resume had connections when it was paused. To be said before
-    /// [`VirtioDevice::activate`].
-    pub fn resume_stale(&mut self) {
-        self.stale = true;
+    /// Goes on for a driver that had another device: whether it had connections then, and from which port
+    /// it would have been dialled next. To be said before [`VirtioDevice::activate`].
+    pub fn resume(&mut self, stale: bool, next_host_port: u32) {
+        self.stale = stale;
+        self.muxer.resume(next_host_port);
+    }
+
+    /// The port that the driver will be dialled from next.
+    #[must_use]
+    pub fn next_host_port(&self) -> u32 {
+        self.muxer.next_host_port()
     }
 
     /// True if there are connections that the driver would have to be told of in a clone.
@@ -282,9 +289,6 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let [rx, tx, mut events] = activation.take_queues()?;
-        if activation.resumed {
-            self.muxer.resume();
-        }
         let stale = self.stale && activation.resumed;
         let farewell = if stale {
             Farewell::send(&mut events, &activation.memory)

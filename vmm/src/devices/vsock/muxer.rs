@@ -34,8 +34,6 @@ const DIAL_TIME: Duration = Duration::from_secs(10);
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// Host ports of connections dialled by the host start here: far from ports that programs choose.
 const FIRST_HOST_PORT: u32 = 1 << 30;
-/// And here in a clone: its template cannot have come so far.
-const FIRST_HOST_PORT_OF_CLONE: u32 = FIRST_HOST_PORT + (1 << 29);
 
 /// How much one device holds.
 #[derive(Clone, Copy, Debug)]
@@ -131,11 +129,19 @@ impl Muxer {
         &mut self.ledger
     }
 
-    /// Dials from host ports that an earlier device of the same guest has not used. Linux keeps the socket of
-    /// a connection that is gone until its program has closed it, and would take a request from the same port
-    /// for that one's.
-    pub fn resume(&mut self) {
-        self.next_host_port = FIRST_HOST_PORT_OF_CLONE;
+    /// Goes on dialling from the ports that an earlier device of the same guest has not used. Linux keeps the
+    /// socket of a connection that is gone until its program has closed it, and would take a request from
+    /// the same port for that one's.
+    pub fn resume(&mut self, next_host_port: u32) {
+        if (FIRST_HOST_PORT..u32::MAX).contains(&next_host_port) {
+            self.next_host_port = next_host_port;
+        }
+    }
+
+    /// The port that the next connection to the guest comes from.
+    #[must_use]
+    pub fn next_host_port(&self) -> u32 {
+        self.next_host_port
     }
 
     /// How many connections there are.

@@ -33,6 +33,7 @@ pub(in crate::template) fn sample_state() -> State {
             vsock: Some(VsockState {
                 cid: 3,
                 stale: true,
+                next_host_port: 1 << 30,
                 transport: transport(),
             }),
             rng: transport(),

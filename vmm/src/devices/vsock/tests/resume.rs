@@ -6,6 +6,7 @@ use super::*;
 fn resume(machine: Machine, stale: bool) -> Machine {
     let mut old = machine.device.lock().unwrap();
     assert_eq!(old.has_connections(), stale);
+    let next_host_port = old.next_host_port();
     let positions = old.stop().unwrap();
     assert_eq!(positions.len(), 3);
     assert!(old.stop().unwrap().is_empty(), "it is not active any more");
@@ -20,9 +21,7 @@ fn resume(machine: Machine, stale: bool) -> Machine {
     let registrar = events.subscribe(device.clone());
     let mut new = device.lock().unwrap();
     new.attach(registrar).unwrap();
-    if stale {
-        new.resume_stale();
-    }
+    new.resume(stale, next_host_port);
     machine.driver.resume(&mut new, &positions);
     drop(new);
     std::fs::rename(machine.path(""), machine.path(".old")).unwrap();
