@@ -2,7 +2,7 @@
 //!
 //! [`capture`] writes one; [`Template::open`] reads and verifies it, once for all clones that a process
 //! makes; [`crate::sandbox::restore`] makes a clone. The files are described in `docs/template-format.md`:
-//! [`format`] reads and writes the first bytes, [`state`] is what is in there, [`pages`] is how memory
+//! [`mod@format`] reads and writes the first bytes, [`state`] is what is in there, `pages` is how memory
 //! is kept, [`host`] what a template is bound to.
 //!
 //! What must hold: a template that was not verified whole is not used, not even in part; its files do not
@@ -211,15 +211,6 @@ impl Template {
     #[must_use]
     pub fn hypervisor(&self) -> &Arc<Hypervisor> {
         &self.hypervisor
-    }
-
-    /// An error about this template.
-    #[must_use]
-    pub fn misfit(&self, why: String) -> TemplateError {
-        TemplateError::Stale {
-            directory: self.directory.clone(),
-            why,
-        }
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! A template holds no connections, so the device's only state is its context id, its queues, and whether
 //! there were any. If there were, the guest of a clone is told by VIRTIO_VSOCK_EVENT_TRANSPORT_RESET
-//! (§5.10.6.7), and nobody is let in before it has taken note: see [`farewell`].
+//! (§5.10.6.7), and nobody is let in before it has taken note: see `farewell`.
 
 pub mod backlog;
 pub mod bytes;

@@ -46,7 +46,7 @@ pub struct Pages {
     pub len: u64,
     /// Bytes of pages that are not all zero.
     pub data: u64,
-    /// Checksum over them and their places, see [`super::pages`].
+    /// Checksum over them and their places, see `pages`.
     pub sum: u64,
 }
 
