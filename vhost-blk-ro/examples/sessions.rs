@@ -76,24 +76,24 @@ fn main() -> Result<()> {
     );
     println!(
         r#"  "daemon_cpu_us_per_start": {},"#,
-        each(before.cpu, idle.cpu) / 1000
+        each(before.cpu, idle.cpu)
     );
     println!(
-        r#"  "idle_per_session": {{"pss_bytes": {}, "kernel_stack_bytes": {}, "descriptors": {:.2}, "threads": {:.2}}},"#,
+        r#"  "idle_per_session": {{"pss_bytes": {}, "kernel_bytes": {}, "descriptors": {:.2}, "threads": {:.2}}},"#,
         each(before.pss, idle.pss),
-        each(before.kernel_stack, idle.kernel_stack),
+        each(before.kernel, idle.kernel),
         per(before.descriptors, idle.descriptors, sessions),
         per(before.threads, idle.threads, sessions),
     );
     println!(
         r#"  "idle_wakeups_in_2_s": {}, "idle_cpu_us_in_2_s": {},"#,
-        later.switches - idle.switches,
-        (later.cpu - idle.cpu) / 1000
+        later.switches.saturating_sub(idle.switches),
+        later.cpu - idle.cpu
     );
     println!(
         r#"  "first_writes_of_4k": {{"us": {}, "daemon_cpu_us": {:.1}, "file_bytes": {}, "pss_bytes": {}}},"#,
         micros(writing) / (sessions as u128 * u128::from(WRITES)),
-        per(later.cpu / 1000, written.cpu / 1000, sessions) / 64.0,
+        per(later.cpu, written.cpu, sessions) / 64.0,
         each(before.files, written.files) / WRITES,
         each(before.pss, written.pss)
     );
@@ -173,11 +173,13 @@ struct Daemon(Child);
 /// What the daemon has, and the kernel for it.
 struct Usage {
     pss: u64,
-    kernel_stack: u64,
+    /// Stacks, page tables and objects of the kernel, for both ends of all connections.
+    kernel: u64,
     descriptors: u64,
     threads: u64,
     /// Times that a thread went to sleep or was put aside.
     switches: u64,
+    /// CPU time, µs.
     cpu: u64,
     /// What its files take that have no name.
     files: u64,
@@ -213,23 +215,23 @@ impl Daemon {
     fn usage(&self) -> Result<Usage> {
         let of = |name: &str| format!("/proc/{}/{name}", self.0.id());
         let status = fs::read_to_string(of("status"))?;
-        let (mut switches, mut cpu) = (0, 0);
+        let mut switches = 0;
         for task in fs::read_dir(of("task"))? {
-            let task = task?.path();
             // Threads may end while they are counted.
-            let Ok(status) = fs::read_to_string(task.join("status")) else {
-                continue;
-            };
-            switches += number(&status, "voluntary_ctxt_switches:")?;
-            switches += number(&status, "nonvoluntary_ctxt_switches:")?;
-            let times = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
-            cpu += times
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .parse()
-                .unwrap_or(0);
+            let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+            for kind in ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"] {
+                switches += number(&status, kind).unwrap_or(0);
+            }
         }
+        // The 14th and 15th field, with the 2nd in parentheses: ticks of 10 ms, ended threads included.
+        let stat = fs::read_to_string(of("stat"))?;
+        let fields = stat.rsplit(") ").next().unwrap_or_default();
+        let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
+        let cpu = ticks.sum::<std::result::Result<u64, _>>()? * 10_000;
+        let meminfo = fs::read_to_string("/proc/meminfo")?;
+        let parts = ["KernelStack:", "PageTables:", "SUnreclaim:"];
+        let kernel = parts.iter().map(|part| number(&meminfo, part));
+        let kernel = kernel.sum::<Result<u64>>()?;
         let (mut descriptors, mut files) = (0, 0);
         for entry in fs::read_dir(of("fd"))? {
             let path = entry?.path();
@@ -241,7 +243,7 @@ impl Daemon {
         Ok(Usage {
             files,
             pss: 1024 * number(&fs::read_to_string(of("smaps_rollup"))?, "Pss:")?,
-            kernel_stack: 1024 * number(&fs::read_to_string("/proc/meminfo")?, "KernelStack:")?,
+            kernel: 1024 * kernel,
             descriptors,
             threads: number(&status, "Threads:")?,
             switches,

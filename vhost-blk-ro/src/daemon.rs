@@ -1,5 +1,5 @@
 //! The whole daemon: open every disk, bind every socket, say so, accept until told to stop, clean
-//! up. One thread accepts for all sockets; each session has its own.
+//! up. One thread accepts for all sockets; a crew of others serves all sessions.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::buffer::spare_capacity;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{Timespec, epoll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
@@ -18,7 +18,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use crate::config::Config;
 use crate::event::{self, Event};
 use crate::listener::{Images, Listener};
-use crate::session::Options;
+use crate::session::{Crew, Options};
 
 /// How long the daemon waits for its sessions to notice that it stops.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -50,7 +50,11 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
     for (listener, token) in listeners.iter().zip(0..) {
         watch(listener, token)?;
     }
-    let sessions = Sessions::new().context("cannot create an event")?;
+    let crew = Crew::start().context("cannot start a thread for the sessions")?;
+    let sessions = Sessions {
+        crew,
+        count: Arc::default(),
+    };
     accept_until_stopped(&epoll, &listeners, &sessions)?;
     log::info!("stopping");
     // No new connections, no socket files; then the sessions.
@@ -114,12 +118,7 @@ fn accept_one(listener: &Listener, number: u64, sessions: &Sessions) -> io::Resu
     let Some(connection) = listener.accept()? else {
         return Ok(());
     };
-    listener.spawn(
-        connection,
-        number,
-        Arc::clone(&sessions.stop),
-        sessions.enter(),
-    )
+    listener.begin(&sessions.crew, connection, number, sessions.enter())
 }
 
 fn rest() {
@@ -131,8 +130,7 @@ fn rest() {
 
 /// The sessions under way.
 struct Sessions {
-    /// Readable once the daemon stops; every worker of every session waits for it.
-    stop: Arc<OwnedFd>,
+    crew: Arc<Crew>,
     count: Arc<(Mutex<usize>, Condvar)>,
 }
 
@@ -140,14 +138,6 @@ struct Sessions {
 struct Alive(Arc<(Mutex<usize>, Condvar)>);
 
 impl Sessions {
-    fn new() -> io::Result<Self> {
-        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Self {
-            stop: Arc::new(stop),
-            count: Arc::default(),
-        })
-    }
-
     fn enter(&self) -> Alive {
         *self.count.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         Alive(Arc::clone(&self.count))
@@ -155,9 +145,7 @@ impl Sessions {
 
     /// Ends every session, and waits for that as long as is decent.
     fn end(&self) {
-        if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
-            log::error!("cannot tell the sessions to stop: {error}");
-        }
+        self.crew.stop();
         let (count, changed) = &*self.count;
         let count = count.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = changed.wait_timeout_while(count, FAREWELL, |count| *count > 0);
@@ -196,7 +184,7 @@ fn open_lifeline(fd: RawFd) -> anyhow::Result<OwnedFd> {
     .with_context(|| format!("--lifeline {fd}: not an inherited pipe"))
 }
 
-/// A session holds about seven descriptors, so the usual soft limit is 150 sessions.
+/// A session holds five descriptors, or six with a layer, so the usual soft limit is 170 sessions.
 fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

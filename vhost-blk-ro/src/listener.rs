@@ -6,12 +6,11 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use thiserror::Error;
 
@@ -21,7 +20,7 @@ use crate::event::{self, Event};
 use crate::image::{self, Image, Source};
 use crate::scratch::keep::{self, Keep};
 use crate::scratch::{self, Layer, Template};
-use crate::session::{self, Options, Outcome, Rings};
+use crate::session::{self, Crew, Options, Outcome, Rings};
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -102,11 +101,11 @@ pub struct Listener {
     shared: Arc<Shared>,
 }
 
-/// What the session threads of one socket share.
+/// What the sessions of one socket share.
 #[derive(Debug)]
 struct Shared {
     served: Served,
-    options: Options,
+    options: Arc<Options>,
     name: String,
 }
 
@@ -129,7 +128,7 @@ impl Listener {
         let name = path.display().to_string();
         let shared = Arc::new(Shared {
             served,
-            options,
+            options: Arc::new(options),
             name,
         });
         Ok(Self {
@@ -157,55 +156,49 @@ impl Listener {
         }
     }
 
-    /// Serves `connection` on a thread of its own; `alive` is dropped when that ends.
-    pub fn spawn<T: Send + 'static>(
+    /// Has `crew` serve `connection`; `alive` is dropped when that ends.
+    pub fn begin<T: Send + 'static>(
         &self,
+        crew: &Crew,
         connection: UnixStream,
         number: u64,
-        stop: Arc<OwnedFd>,
         alive: T,
     ) -> io::Result<()> {
+        let name = &self.shared.name;
+        log::info!("session {number} on {name}: started");
+        let disk = match self.shared.served.disk() {
+            Ok(disk) => Arc::new(disk),
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                log::error!("session {number} on {name}: refused: {error:#}");
+                return Ok(());
+            }
+        };
         let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name("blk-session".into());
-        thread.stack_size(session::STACK_BYTES).spawn(move || {
-            shared.serve(connection, number, &stop);
+        let left = Arc::clone(&disk);
+        let done = Box::new(move |outcome| {
+            shared.ended(number, &left, outcome);
             drop(alive);
-        })?;
-        Ok(())
+        });
+        session::begin(crew, connection, number, disk, &self.shared.options, done)
     }
 }
 
 impl Shared {
-    fn serve(&self, connection: UnixStream, number: u64, stop: &OwnedFd) {
-        let Self {
-            served,
-            options,
-            name,
-        } = self;
-        log::info!("session {number} on {name}: started");
-        let disk = match served.disk() {
-            Ok(disk) => Arc::new(disk),
-            Err(error) => {
-                log::error!(
-                    "session {number} on {name}: refused: {:#}",
-                    anyhow::Error::new(error)
-                );
-                return;
-            }
-        };
-        let Outcome { end, rings, stats } =
-            session::serve(connection, Arc::clone(&disk), options, stop);
+    fn ended(&self, number: u64, disk: &Disk, outcome: Outcome) {
+        let Outcome { end, rings, stats } = outcome;
         let tidy = end.is_tidy();
         log::log!(
             end.level(),
-            "session {number} on {name}: ended: {:#}; {} requests, {} failed, {} bytes read, {} written",
+            "session {number} on {}: ended: {:#}; {} requests, {} failed, {} bytes read, {} written",
+            self.name,
             anyhow::Error::new(end),
             stats.requests,
             stats.failed,
             stats.bytes_read,
             stats.bytes_written,
         );
-        if let (Some(keep), Disk::Layer(layer)) = (served.keep(), &*disk) {
+        if let (Some(keep), Disk::Layer(layer)) = (self.served.keep(), disk) {
             publish(keep, layer, tidy, rings);
         }
     }

@@ -6,31 +6,28 @@
 
 pub mod config;
 mod control;
+mod crew;
 pub mod memory;
 mod poll;
 mod ring;
 mod worker;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
 use crate::disk::{Disk, Serial};
 use crate::queue;
 use crate::stats::Stats;
 use control::Control;
+pub use crew::Crew;
 use memory::Trust;
 use ring::{SharedRing, Wake};
 use worker::{Endpoint, Worker};
-
-/// Session threads use little stack; there may be thousands.
-pub(crate) const STACK_BYTES: usize = 256 << 10;
 
 /// What all sessions of one socket have in common.
 #[derive(Debug, Clone)]
@@ -97,111 +94,115 @@ pub struct Outcome {
     pub stats: Stats,
 }
 
-/// Serves `connection` until it ends. `stop` becomes readable when the daemon stops.
-pub fn serve(
+/// Told once a session is over.
+pub type Done = Box<dyn FnOnce(Outcome) + Send>;
+
+/// Has `crew` serve `connection` until it ends. `number` is its own among all sessions.
+pub fn begin(
+    crew: &Crew,
     connection: UnixStream,
+    number: u64,
     disk: Arc<Disk>,
-    options: &Options,
-    stop: &OwnedFd,
-) -> Outcome {
-    match Session::prepare(connection, disk, options, stop) {
-        Ok(session) => session.run(options),
-        Err(error) => Outcome {
-            end: End::Host(error),
-            rings: Rings::Unused,
-            stats: Stats::default(),
-        },
+    options: &Arc<Options>,
+    done: Done,
+) -> io::Result<()> {
+    let rings: Vec<_> = (0..options.queues)
+        .map(|_| SharedRing::new())
+        .collect::<io::Result<_>>()?;
+    if let Some(first) = rings.first() {
+        first.watch(&connection, Wake::Control)?;
     }
+    let control = Control::new(Arc::clone(&disk), rings.clone(), options);
+    let endpoint = Endpoint::from_stream(connection, Arc::new(Mutex::new(control)));
+    let session = Arc::new(Session {
+        number,
+        disk,
+        options: Arc::clone(options),
+        over: AtomicBool::new(false),
+        ending: Mutex::new(Ending {
+            left: rings.len(),
+            end: End::Elsewhere,
+            stats: Stats::default(),
+            done: Some(done),
+        }),
+        rings,
+    });
+    let mut endpoint = Some(endpoint);
+    for (ring, index) in session.rings.iter().zip(0..) {
+        let control = endpoint.take();
+        crew.enlist(Worker::new(
+            Arc::clone(&session),
+            index,
+            ring.clone(),
+            control,
+        ));
+    }
+    Ok(())
 }
 
+/// What the workers of a session share.
 struct Session {
+    number: u64,
     disk: Arc<Disk>,
+    options: Arc<Options>,
     rings: Vec<SharedRing>,
-    endpoint: Endpoint,
-    /// Readable when one of several workers wants the others to end.
-    over: OwnedFd,
+    /// One worker has ended, so the others have to.
+    over: AtomicBool,
+    ending: Mutex<Ending>,
+}
+
+struct Ending {
+    /// Workers that have not ended.
+    left: usize,
+    end: End,
+    stats: Stats,
+    done: Option<Done>,
 }
 
 impl Session {
-    fn prepare(
-        connection: UnixStream,
-        disk: Arc<Disk>,
-        options: &Options,
-        stop: &OwnedFd,
-    ) -> io::Result<Self> {
-        let over = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let rings: Vec<_> = (0..options.queues)
-            .map(|_| SharedRing::new())
-            .collect::<io::Result<_>>()?;
-        for ring in &rings {
-            ring.watch(stop, Wake::DaemonStop)?;
-            ring.watch(&over, Wake::SessionEnd)?;
-        }
-        if let Some(first) = rings.first() {
-            first.watch(&connection, Wake::Control)?;
-        }
-        let control = Control::new(Arc::clone(&disk), rings.clone(), options);
-        let endpoint = Endpoint::from_stream(connection, Arc::new(Mutex::new(control)));
-        Ok(Self {
-            disk,
-            rings,
-            endpoint,
-            over,
-        })
+    fn disk(&self) -> &Disk {
+        &self.disk
     }
 
-    /// Runs every worker to its end; the first real reason among theirs is the session's.
-    fn run(mut self, options: &Options) -> Outcome {
-        let mut stats = Stats::default();
-        let mut end = End::Elsewhere;
-        let Some((first, others)) = self.rings.split_first() else {
-            return Outcome {
-                end,
-                rings: Rings::Unused,
-                stats,
-            };
+    fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// A number for each of its queues that no other session's has.
+    fn token(&self, index: u16) -> u64 {
+        self.number.wrapping_mul(1 << 16) | u64::from(index)
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = u64> {
+        (0..self.options.queues).map(|index| self.token(index))
+    }
+
+    /// One worker is at its end. The first real reason is the session's; the last one tells it.
+    fn settle(&self, end: End, stats: &Stats) {
+        self.over.store(true, Ordering::SeqCst);
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.stats.add(stats);
+        if matches!(ending.end, End::Elsewhere) {
+            ending.end = end;
+        }
+        ending.left = ending.left.saturating_sub(1);
+        if ending.left > 0 {
+            return;
+        }
+        let outcome = Outcome {
+            end: std::mem::replace(&mut ending.end, End::Elsewhere),
+            rings: left(&self.rings),
+            stats: std::mem::take(&mut ending.stats),
         };
-        let (disk, over) = (&self.disk, &self.over);
-        thread::scope(|scope| {
-            let work = |ring, control| {
-                // Also when a panic unwinds through here.
-                let _guard = EndAll(over);
-                Worker::new(ring, disk, options).run(control)
-            };
-            let mut handles = Vec::new();
-            let mut failed = None;
-            for ring in others {
-                let thread = thread::Builder::new()
-                    .name("blk-queue".into())
-                    .stack_size(STACK_BYTES);
-                match thread.spawn_scoped(scope, move || work(ring, None)) {
-                    Ok(handle) => handles.push(handle),
-                    Err(error) => failed = Some(error),
-                }
-            }
-            let mut settle = |(reason, done): (End, Stats)| {
-                stats.add(&done);
-                if matches!(end, End::Elsewhere) {
-                    end = reason;
-                }
-            };
-            match failed {
-                Some(error) => {
-                    drop(EndAll(over));
-                    settle((End::Host(error), Stats::default()));
-                }
-                None => settle(work(first, Some(&mut self.endpoint))),
-            }
-            for handle in handles {
-                settle(
-                    handle
-                        .join()
-                        .unwrap_or_else(|_| (End::Panic, Stats::default())),
-                );
-            }
-        });
-        let rings = left(&self.rings);
-        Outcome { end, rings, stats }
+        let done = ending.done.take();
+        drop(ending);
+        if let Some(done) = done {
+            done(outcome);
+        }
     }
 }
 
@@ -214,15 +215,4 @@ fn left(rings: &[SharedRing]) -> Rings {
             Rings::Running
         }
     })
-}
-
-/// Ends all workers of a session when dropped.
-struct EndAll<'a>(&'a OwnedFd);
-
-impl Drop for EndAll<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = rustix::io::write(self.0, &1u64.to_ne_bytes()) {
-            log::error!("cannot end the other threads of a session: {error}");
-        }
-    }
 }

@@ -102,8 +102,8 @@ mod tests {
         }
         witness.testify(&mut daemon);
         wait_for(
-            || daemon.threads() <= 2 + 1,
-            || format!("{} threads", daemon.threads()),
+            || daemon.sessions() == 1,
+            || format!("{} sessions", daemon.sessions()),
         );
     }
 
@@ -128,14 +128,23 @@ mod tests {
             // The daemon may hang up before all of it is sent.
             let _ = stream.write_all(&message);
         }
-        // One that stops in the middle of a header keeps its own thread waiting, nothing else.
-        let mut half = UnixStream::connect(daemon.root()).unwrap();
-        half.write_all(&[1, 0, 0]).unwrap();
-        witness.testify(&mut daemon);
-        drop(half);
+        // Those that stop in the middle of a header keep a thread waiting each, nothing else.
+        let halves: Vec<_> = (0..40)
+            .map(|_| {
+                let mut half = UnixStream::connect(daemon.root()).unwrap();
+                half.write_all(&[1, 0, 0]).unwrap();
+                half
+            })
+            .collect();
         wait_for(
-            || daemon.threads() <= 2,
+            || daemon.threads() > 40,
             || format!("{} threads", daemon.threads()),
+        );
+        witness.testify(&mut daemon);
+        drop(halves);
+        wait_for(
+            || daemon.sessions() == 1,
+            || format!("{} sessions", daemon.sessions()),
         );
     }
 
@@ -323,6 +332,29 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_queue_ends_the_others_of_its_session() {
+        let mut daemon = Daemon::start(r#", "queues": 3"#);
+        let mut witness = Witness::new(&daemon);
+        let setup = Setup {
+            queues: 3,
+            ..Setup::default()
+        };
+        for (count, queue) in (0..3).enumerate() {
+            let mut device = Device::connect(&daemon.root(), &setup).unwrap();
+            device.read(0, 512).unwrap();
+            device.push(queue, 5000);
+            device.rings[queue].kick.write(1).unwrap();
+            expect_end(&daemon, "guest broke its queue", count + 1);
+            assert!(device.frontend.get_features().is_err());
+            witness.testify(&mut daemon);
+        }
+        wait_for(
+            || daemon.sessions() == 1,
+            || format!("{} sessions", daemon.sessions()),
+        );
+    }
+
+    #[test]
     fn a_million_failures_are_a_few_lines() {
         let mut daemon = Daemon::start("");
         let mut witness = Witness::new(&daemon);
@@ -424,8 +456,8 @@ mod tests {
         }
         drop(device);
         wait_for(
-            || daemon.threads() <= 2,
-            || format!("{} threads", daemon.threads()),
+            || daemon.sessions() == 1,
+            || format!("{} sessions", daemon.sessions()),
         );
         witness.testify(&mut daemon);
         let mut rest = String::new();

@@ -31,8 +31,6 @@ pub(super) const QUEUE_SIZE_MAX: u16 = 1024;
 pub(super) enum Wake {
     Kick = 0,
     Control = 1,
-    SessionEnd = 2,
-    DaemonStop = 3,
 }
 
 #[derive(Debug)]
@@ -136,7 +134,7 @@ impl SharedRing {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn epoll(&self) -> &OwnedFd {
+    pub(super) fn epoll(&self) -> &Arc<OwnedFd> {
         &self.epoll
     }
 
@@ -151,7 +149,7 @@ impl SharedRing {
         };
         let flags = epoll::EventFlags::IN | edge;
         Ok(epoll::add(
-            self.epoll(),
+            &*self.epoll,
             fd,
             epoll::EventData::new_u64(wake as u64),
             flags,
@@ -238,7 +236,7 @@ impl SharedRing {
     /// our end would leave it in the epoll set for good.
     fn unwatch(&self, ring: &mut Ring) -> io::Result<()> {
         if let (true, Some(kick)) = (ring.running, &ring.kick) {
-            epoll::delete(self.epoll(), kick)?;
+            epoll::delete(&*self.epoll, kick)?;
         }
         ring.running = false;
         Ok(())

@@ -1,107 +1,178 @@
-//! The thread of one queue. Worker 0 also serves the control socket, so a session with one queue is
-//! one thread.
+//! What is done for one queue whenever something happens to it. The worker of the first queue serves
+//! the control socket, too.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Instant;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError};
 
 use super::control::Control;
+use super::crew::Crew;
 use super::poll::Poll;
 use super::ring::{Ring, SharedRing, Wake};
-use super::{End, Options};
-use crate::disk::Disk;
+use super::{End, Session};
 use crate::execute::Context;
 use crate::queue::{self, Drain, Progress, Work};
-use crate::stats::Stats;
 
 pub(super) type Endpoint = BackendReqHandler<Mutex<Control>>;
 
-pub(super) struct Worker<'a> {
-    ring: &'a SharedRing,
-    disk: &'a Arc<Disk>,
-    options: &'a Options,
+/// How long a thread stays with a queue after the last request: taking it up again costs some system
+/// calls, keeping it a thread.
+const LINGER: Duration = Duration::from_millis(10);
+
+pub(super) struct Worker {
+    session: Arc<Session>,
+    index: u16,
+    ring: SharedRing,
+    control: Option<Endpoint>,
     drain: Drain,
     poll: Poll,
+    asleep: Instant,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker")
+            .field("token", &self.token())
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a thread and a worker part.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// Nothing to do until something happens.
+    Park,
+    End(End),
 }
 
 /// What to do after looking at the ring.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Next {
+    /// Nobody needs this thread to be quick.
     Sleep,
+    /// The next request may come soon.
+    Linger,
     Continue,
 }
 
-impl<'a> Worker<'a> {
-    pub(super) fn new(ring: &'a SharedRing, disk: &'a Arc<Disk>, options: &'a Options) -> Self {
+impl Worker {
+    pub(super) fn new(
+        session: Arc<Session>,
+        index: u16,
+        ring: SharedRing,
+        control: Option<Endpoint>,
+    ) -> Self {
         Self {
+            poll: Poll::new(session.options().poll),
+            session,
+            index,
             ring,
-            disk,
-            options,
+            control,
             drain: Drain::default(),
-            poll: Poll::new(options.poll),
+            asleep: Instant::now(),
         }
     }
 
-    /// Serves until the session ends; says why, and what was done.
-    pub(super) fn run(mut self, control: Option<&mut Endpoint>) -> (End, Stats) {
-        let end = self.serve(control).unwrap_or_else(|end| end);
-        (end, self.drain.stats)
+    /// Its number among all workers.
+    pub(super) fn token(&self) -> u64 {
+        self.session.token(self.index)
     }
 
-    fn serve(&mut self, mut control: Option<&mut Endpoint>) -> Result<End, End> {
-        let mut events = Vec::with_capacity(4);
-        let mut next = Next::Sleep;
+    /// Readable when there is something to do.
+    pub(super) fn epoll(&self) -> &Arc<OwnedFd> {
+        self.ring.epoll()
+    }
+
+    pub(super) fn must_end(&self, crew: &Crew) -> Option<End> {
+        if crew.is_stopping() {
+            return Some(End::Stopped);
+        }
+        self.session.is_over().then_some(End::Elsewhere)
+    }
+
+    /// Lets go of everything and tells the session why and what was done.
+    pub(super) fn leave(self, end: End) -> Arc<Session> {
+        let (session, stats) = (Arc::clone(&self.session), self.drain.stats);
+        // The front end sees the end of the last of them before anybody hears of it.
+        drop((self.control, self.ring));
+        session.settle(end, &stats);
+        session
+    }
+
+    /// Serves until there is nothing to do.
+    pub(super) fn run(&mut self, crew: &Crew) -> Turn {
+        match self.serve(crew) {
+            Ok(()) => {
+                // A parked queue needs no room for requests.
+                let stats = std::mem::take(&mut self.drain).stats;
+                self.drain.stats = stats;
+                Turn::Park
+            }
+            Err(end) => Turn::End(end),
+        }
+    }
+
+    fn serve(&mut self, crew: &Crew) -> Result<(), End> {
+        let (mut next, mut place) = (Next::Sleep, None);
         loop {
-            let asleep = Instant::now();
-            self.wait(next, &mut events).map_err(End::Host)?;
-            let mut kicked = false;
-            for event in &events {
-                let token = event.data.u64();
-                if token == Wake::Kick as u64 {
-                    kicked = true;
-                } else if token == Wake::Control as u64 {
-                    if let Some(control) = &mut control {
-                        handle_message(control)?;
-                    }
-                } else if token == Wake::DaemonStop as u64 {
-                    return Ok(End::Stopped);
-                } else {
-                    return Ok(End::Elsewhere);
-                }
+            if let Some(end) = self.must_end(crew) {
+                return Err(end);
             }
-            if kicked && next == Next::Sleep {
-                self.poll.slept(asleep.elapsed());
+            let happened = self.wait(next).map_err(End::Host)?;
+            if happened.is_nothing() && next != Next::Continue {
+                return Ok(());
             }
-            if kicked || next == Next::Continue {
+            if happened.message
+                && let Some(control) = &mut self.control
+            {
+                handle_message(control)?;
+            }
+            if happened.kick && next != Next::Continue {
+                self.poll.slept(self.asleep.elapsed());
+            }
+            if happened.kick || next == Next::Continue {
                 next = self.work().map_err(End::Ring)?;
+                if next == Next::Linger {
+                    place = place.or_else(|| crew.place());
+                    if place.is_none() {
+                        next = Next::Sleep;
+                    }
+                }
+                self.asleep = Instant::now();
             }
         }
     }
 
-    fn wait(&self, next: Next, events: &mut Vec<epoll::Event>) -> io::Result<()> {
-        let now = Timespec {
+    fn wait(&self, next: Next) -> io::Result<Happened> {
+        let time = match next {
+            Next::Sleep | Next::Continue => Duration::ZERO,
+            Next::Linger => LINGER,
+        };
+        let timeout = Timespec {
             tv_sec: 0,
-            tv_nsec: 0,
+            tv_nsec: time.subsec_nanos().into(),
         };
-        let timeout = if next == Next::Continue {
-            Some(&now)
-        } else {
-            None
+        let mut room = [MaybeUninit::uninit(); 2];
+        let events = match epoll::wait(&**self.epoll(), &mut room, Some(&timeout)) {
+            Ok((events, _)) => &*events,
+            Err(rustix::io::Errno::INTR) => &[],
+            Err(error) => return Err(error.into()),
         };
-        events.clear();
-        match epoll::wait(self.ring.epoll(), spare_capacity(events), timeout) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        let is = |wake: Wake| events.iter().any(|event| event.data.u64() == wake as u64);
+        Ok(Happened {
+            kick: is(Wake::Kick),
+            message: is(Wake::Control),
+        })
     }
 
     /// One batch, then a look whether more is coming.
     fn work(&mut self) -> Result<Next, queue::Error> {
+        let before = self.drain.stats.requests;
         let mut ring = self.ring.lock_for_batch();
         let Ring {
             queue,
@@ -122,12 +193,12 @@ impl<'a> Worker<'a> {
             *checked = true;
         }
         let context = Context {
-            serial: self.options.serial,
+            serial: self.session.options().serial,
             write_through: *write_through,
         };
         queue::kicks_off(queue, memory)?;
         let work = Work {
-            disk: self.disk,
+            disk: self.session.disk(),
             context,
         };
         if self.drain.batch(queue, memory, &work, call.as_ref())? == Progress::More {
@@ -136,11 +207,25 @@ impl<'a> Worker<'a> {
         if self.poll.look(|| queue::has_work(queue, memory))? {
             return Ok(Next::Continue);
         }
-        Ok(if queue::kicks_on(queue, memory)? {
-            Next::Continue
-        } else {
-            Next::Sleep
-        })
+        if queue::kicks_on(queue, memory)? {
+            return Ok(Next::Continue);
+        }
+        // A ring that starts, or a kick for nothing, is no sign of more.
+        let idle = self.drain.stats.requests == before;
+        Ok(if idle { Next::Sleep } else { Next::Linger })
+    }
+}
+
+/// What woke a worker.
+#[derive(Debug, Clone, Copy)]
+struct Happened {
+    kick: bool,
+    message: bool,
+}
+
+impl Happened {
+    fn is_nothing(self) -> bool {
+        !self.kick && !self.message
     }
 }
 

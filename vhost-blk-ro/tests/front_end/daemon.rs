@@ -131,6 +131,13 @@ impl Daemon {
         self.status("Threads")
     }
 
+    /// Sessions under way, by the log.
+    pub fn sessions(&self) -> usize {
+        let log = self.log();
+        let count = |what: &str| log.matches(what).count();
+        count(": started\n") - count(": ended: ") - count(": refused: ")
+    }
+
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .unwrap()
