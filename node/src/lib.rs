@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod error;
 pub mod fleet;
 pub mod image;
+mod locks;
 pub mod places;
 pub mod run;
 pub mod sandbox;

@@ -9,12 +9,14 @@
 //! ```
 
 pub mod build;
+mod inspection;
 mod name;
 mod record;
 pub mod store;
 mod warm_up;
 
 pub(crate) use build::{binding_now, guest_files, rebuild};
+pub use inspection::{FileSize, Inspection};
 pub use name::TemplateName;
 pub use record::{Binding, Recipe, Record, RecordError, WarmUp};
-pub use store::{Inspection, Template, TemplateError, Templates};
+pub use store::{Template, TemplateError, Templates};

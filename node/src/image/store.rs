@@ -16,7 +16,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::ImageName;
 use crate::claim::{self, Claim};
 use crate::error::PathError;
+use crate::locks;
 use crate::template::{self, TemplateName};
 
 /// What a name points to.
@@ -71,7 +72,7 @@ pub enum StoreError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("image {name} is in use{}; stop its sandboxes first", by(pids))]
+    #[error("image {name} is in use{}; stop its sandboxes first", locks::by(pids))]
     InUse { name: ImageName, pids: Vec<u32> },
     #[error(
         "image {name} is needed by template {}; `rundlet template rm` first",
@@ -88,14 +89,6 @@ pub enum StoreError {
 fn list(names: &[TemplateName]) -> String {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     names.join(", ")
-}
-
-pub(crate) fn by(pids: &[u32]) -> String {
-    match pids {
-        [] => String::new(),
-        [pid] => format!(" by process {pid}"),
-        many => format!(" by processes {many:?}"),
-    }
 }
 
 impl Store {
@@ -232,7 +225,7 @@ impl Store {
             .iter()
             .any(|other| other.digest == reference.digest && other.name != reference.name);
         let image = self.image_path(&reference.digest);
-        if last && let Some(pids) = users(&image) {
+        if last && let Some(pids) = locks::users(&image) {
             return Err(StoreError::InUse {
                 name: name.clone(),
                 pids,
@@ -261,7 +254,7 @@ impl Store {
             let named = path
                 .file_stem()
                 .is_some_and(|stem| wanted.iter().any(|digest| stem == digest.as_str()));
-            if !named && users(&path).is_none() && !self.is_needed(&path)? {
+            if !named && locks::users(&path).is_none() && !self.is_needed(&path)? {
                 fs::remove_file(&path).map_err(PathError::at("remove", &path))?;
             }
         }
@@ -335,36 +328,6 @@ pub(crate) fn sync(directory: &Path) -> Result<(), PathError> {
     File::open(directory)
         .and_then(|file| file.sync_all())
         .map_err(PathError::at("sync", directory))
-}
-
-/// The processes that hold an image (or a template) locked, `None` when nobody does.
-pub(crate) fn users(image: &Path) -> Option<Vec<u32>> {
-    let file = File::open(image).ok()?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        return None;
-    }
-    let inode = file.metadata().map_or(0, |metadata| metadata.ino());
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    Some(holders(&locks, inode))
-}
-
-/// Reads proc_locks(5): `1: FLOCK  ADVISORY  READ 345 fe:00:921 0 EOF`. The device is not compared: on
-/// btrfs and overlayfs it is another than stat(2) says.
-fn holders(locks: &str, inode: u64) -> Vec<u32> {
-    let mut pids: Vec<u32> = locks
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split_whitespace().skip(1);
-            (fields.next()? == "FLOCK").then_some(())?;
-            let pid = fields.nth(2)?;
-            let place = fields.next()?;
-            (place.rsplit(':').next()? == inode.to_string()).then_some(())?;
-            pid.parse().ok()
-        })
-        .collect();
-    pids.sort_unstable();
-    pids.dedup();
-    pids
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub enum FleetError {
 /// What happens to a fleet without being asked for.
 #[derive(Debug)]
 pub enum FleetEvent {
-    /// A clone has ended by itself.
+    /// A clone has ended by itself. Not told of one whose zygote has died: [`Member::end`] tells.
     Ended { id: String, end: CloneEnd },
     /// The zygote has died; the next clone starts another one.
     ZygoteGone,

@@ -1,10 +1,10 @@
 //! One clone of a [`Fleet`](super::Fleet): a VMM process and a run directory.
 
+mod nascent;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,19 +14,12 @@ use rundlet_protocol::ExecSpec;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::fleet::Shared;
-use super::vmm::{CloneSpec, Line};
-use super::zygote::{CloneEnd, Handle, Role, ZygoteError};
-use super::{GRACE, MAX_SOCKET, StartError, process, renew};
+use super::zygote::{CloneEnd, Handle, ZygoteError};
+use super::{StartError, process, renew};
 use crate::agent::{Agent, AgentError, Connection};
-use crate::claim;
 use crate::error::PathError;
 use crate::sandbox::output::{Output, OutputError};
-
-/// For a clone to run, once its process is there. Milliseconds, unless hundreds start at once.
-const RUNNING: Duration = Duration::from_secs(60);
-
-/// Longest event of a VMM that is read.
-const MAX_EVENT: usize = 64 * 1024;
+use nascent::Nascent;
 
 /// A clone to make.
 #[derive(Debug, Default)]
@@ -213,154 +206,6 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        bury(&self.shared, &self.id, &self.entry);
-    }
-}
-
-fn bury(shared: &Shared, id: &str, entry: &Entry) {
-    entry.kill();
-    entry.wait(Instant::now() + GRACE);
-    if let Err(error) = claim::remove(&entry.directory) {
-        log::warn!("cannot remove {}: {error}", entry.directory.display());
-    }
-    shared.members.leave(id);
-}
-
-/// A clone on its way. Dropped before it is born, nothing is left of it.
-struct Nascent<'a> {
-    id: String,
-    shared: &'a Arc<Shared>,
-    entry: Arc<Entry>,
-    born: bool,
-}
-
-impl<'a> Nascent<'a> {
-    fn enter(shared: &'a Arc<Shared>, id: &str) -> Result<Self, MemberError> {
-        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-        if !(1..=64).contains(&id.len()) || !id.chars().all(usable) {
-            return Err(MemberError::Id(id.into()));
-        }
-        let entry = Arc::new(Entry {
-            directory: shared.run.path().join(id),
-            process: OnceLock::new(),
-            end: OnceLock::new(),
-            told: AtomicBool::new(false),
-        });
-        if !shared.members.enter(id, &entry) {
-            return Err(MemberError::Taken(id.into()));
-        }
-        let nascent = Self {
-            id: id.into(),
-            shared,
-            entry,
-            born: false,
-        };
-        let directory = nascent.entry.directory();
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(directory)
-            .map_err(PathError::at("create directory", directory))?;
-        let longest = directory.join("vsock.sock_4294967295");
-        if longest.as_os_str().len() > MAX_SOCKET {
-            return Err(StartError::SocketPath { path: longest }.into());
-        }
-        Ok(nascent)
-    }
-
-    fn vsock(&self) -> PathBuf {
-        self.entry.directory.join("vsock.sock")
-    }
-
-    /// Has the zygote make its process; once more with another zygote if the first one died over it.
-    fn fork(&self, wish: &Wish, stdout: &OwnedFd) -> Result<Handle, MemberError> {
-        let shared = self.shared;
-        let vsock = self.vsock();
-        let console = wish
-            .console
-            .then(|| self.entry.directory.join("console.log"));
-        let spec = CloneSpec::new(
-            &shared.cloned.binding,
-            [&*shared.root_socket, &*shared.scratch_socket],
-            &vsock,
-            console.as_deref(),
-        )?;
-        let mut fds = vec![
-            (Role::Lifeline, shared.lifeline.as_fd()),
-            (Role::Stdout, stdout.as_fd()),
-            (Role::Stderr, shared.stderr.as_fd()),
-        ];
-        fds.extend(wish.cgroup.as_ref().map(|it| (Role::Cgroup, it.as_fd())));
-        match shared.zygote()?.clone_one(&self.id, &spec, &fds) {
-            Err(ZygoteError::Gone) => {
-                // It may have made the process and died before it said so. That one ends with the fleet,
-                // and has lost its socket.
-                let _ = fs::remove_file(&vsock);
-                Ok(shared.zygote()?.clone_one(&self.id, &spec, &fds)?)
-            }
-            other => Ok(other?),
-        }
-    }
-
-    /// Reads the VMM's events until it runs.
-    fn await_running(&self, events: OwnedFd) -> Result<BTreeMap<String, u64>, MemberError> {
-        let deadline = Instant::now() + RUNNING;
-        let mut events = fs::File::from(events);
-        let mut text = Vec::new();
-        let mut chunk = [0; 1024];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let there = process::readable_within(&events, left).map_err(MemberError::Pipe)?;
-            let count = if there {
-                events.read(&mut chunk).map_err(MemberError::Pipe)?
-            } else {
-                let (id, limit) = (self.id.clone(), RUNNING);
-                return Err(MemberError::Late { id, limit });
-            };
-            if count == 0 || text.len() > MAX_EVENT {
-                return Err(self.ended("it said nothing"));
-            }
-            text.extend_from_slice(chunk.get(..count).unwrap_or_default());
-            while let Some(end) = text.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = text.drain(..=end).collect();
-                match serde_json::from_slice(&line) {
-                    Ok(Line::Timeline { instants_us }) => return Ok(instants_us),
-                    Ok(Line::Exit(exit)) if exit.is_template_unfit() => {
-                        let message = exit.message.unwrap_or(exit.reason);
-                        return Err(MemberError::TemplateUnfit(message));
-                    }
-                    Ok(Line::Exit(exit)) => {
-                        return Err(self.ended(&exit.message.unwrap_or(exit.reason)));
-                    }
-                    Ok(Line::Other) => {}
-                    Err(error) => log::warn!("clone {} said what is no event: {error}", self.id),
-                }
-            }
-        }
-    }
-
-    fn ended(&self, why: &str) -> MemberError {
-        MemberError::Ended {
-            id: self.id.clone(),
-            why: super::printable(why.as_bytes()),
-        }
-    }
-
-    fn born(mut self, id: String, agent: Agent, instants: MemberInstants) -> Member {
-        self.born = true;
-        Member {
-            id,
-            shared: Arc::clone(self.shared),
-            entry: Arc::clone(&self.entry),
-            agent,
-            instants,
-        }
-    }
-}
-
-impl Drop for Nascent<'_> {
-    fn drop(&mut self) {
-        if !self.born {
-            bury(self.shared, &self.id, &self.entry);
-        }
+        nascent::bury(&self.shared, &self.id, &self.entry);
     }
 }

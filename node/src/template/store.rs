@@ -12,25 +12,25 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use serde::Serialize;
 
 use super::record::RecordError;
-use super::{Record, TemplateName};
+use super::{Inspection, Record, TemplateName};
 use crate::claim::{self, Claim};
 use crate::error::PathError;
-use crate::image::store::{sync, users};
+use crate::image::store::sync;
 use crate::image::{Image, Store, StoreError};
+use crate::locks;
 use crate::scratch;
 
 /// The scratch disk in a template's directory.
 pub(super) const SCRATCH: &str = "scratch.img";
 
 /// Files of a template, all of them.
-const FILES: [&str; 5] = ["state", "memory", "window", SCRATCH, super::record::FILE];
+pub(super) const FILES: [&str; 5] = ["state", "memory", "window", SCRATCH, super::record::FILE];
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ pub enum TemplateError {
     Incomplete(&'static str),
     #[error(
         "template {name} is in use{}; stop its sandboxes first",
-        crate::image::store::by(pids)
+        locks::by(pids)
     )]
     InUse { name: TemplateName, pids: Vec<u32> },
 }
@@ -68,28 +68,6 @@ pub struct Template {
     /// Its scratch disk as the template left it, of which each clone has a copy.
     pub scratch: scratch::Template,
     _lock: File,
-}
-
-/// A template as `rundlet template inspect` shows it.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Inspection {
-    #[serde(flatten)]
-    pub record: Record,
-    pub path: PathBuf,
-    /// Apparent and allocated size of all files, in bytes.
-    pub bytes: u64,
-    pub allocated_bytes: u64,
-    pub files: Vec<FileSize>,
-    /// Processes that use it.
-    pub used_by: Vec<u32>,
-}
-
-/// One file of a template.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct FileSize {
-    pub name: &'static str,
-    pub bytes: u64,
-    pub allocated_bytes: u64,
 }
 
 /// The templates of a store.
@@ -179,7 +157,7 @@ impl Templates {
         let _shared = self.store.lock(FlockOperation::LockShared)?;
         let mut all = Vec::new();
         for (path, record) in records(self.store.root())? {
-            all.push(look(path, record)?);
+            all.push(Inspection::of(path, record)?);
         }
         all.sort_by(|a, b| a.record.name.cmp(&b.record.name));
         Ok(all)
@@ -192,7 +170,7 @@ impl Templates {
     pub fn inspect(&self, name: &TemplateName) -> Result<Inspection, TemplateError> {
         let _shared = self.store.lock(FlockOperation::LockShared)?;
         let (path, record) = self.read(name)?;
-        look(path, record)
+        Ok(Inspection::of(path, record)?)
     }
 
     /// Takes a template away.
@@ -203,7 +181,7 @@ impl Templates {
         let _exclusive = self.store.lock(FlockOperation::LockExclusive)?;
         let link = self.link(name);
         let path = self.follow(name)?;
-        if let Some(pids) = users(&path) {
+        if let Some(pids) = locks::users(&path) {
             return Err(TemplateError::InUse {
                 name: name.clone(),
                 pids,
@@ -295,7 +273,7 @@ impl Templates {
             let entry = entry.map_err(PathError::at("list", &builds))?;
             let path = entry.path();
             let wanted = named.contains(&Path::new("builds").join(entry.file_name()));
-            if !wanted && users(&path).is_none() {
+            if !wanted && locks::users(&path).is_none() {
                 claim::remove(&path).map_err(PathError::at("remove", &path))?;
             }
         }
@@ -333,34 +311,6 @@ fn records(root: &Path) -> Result<Vec<(PathBuf, Record)>, PathError> {
         }
     }
     Ok(all)
-}
-
-fn look(path: PathBuf, record: Record) -> Result<Inspection, TemplateError> {
-    let mut files = Vec::with_capacity(FILES.len());
-    for name in FILES {
-        let file = path.join(name);
-        let metadata = match fs::metadata(&file) {
-            Ok(metadata) => metadata,
-            // Damaged, which is for the VMM to say.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(PathError::at("look at", &file)(error).into()),
-        };
-        files.push(FileSize {
-            name,
-            bytes: metadata.len(),
-            // In units of 512 bytes, stat(2).
-            allocated_bytes: metadata.blocks().saturating_mul(512),
-        });
-    }
-    let used_by = users(&path).unwrap_or_default();
-    Ok(Inspection {
-        record,
-        path,
-        bytes: files.iter().map(|file| file.bytes).sum(),
-        allocated_bytes: files.iter().map(|file| file.allocated_bytes).sum(),
-        files,
-        used_by,
-    })
 }
 
 #[cfg(test)]

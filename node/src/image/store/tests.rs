@@ -118,12 +118,3 @@ fn a_damaged_name_is_told_from_a_missing_one() {
     let error = store.find(&"one".parse().unwrap()).unwrap_err();
     assert!(error.to_string().contains("one:latest.json"), "{error}");
 }
-
-#[test]
-fn holders_are_read_from_the_kernel_s_list() {
-    let locks = "1: POSIX  ADVISORY  WRITE 11 fe:00:77 0 EOF\n\
-                 2: FLOCK  ADVISORY  READ 22 fe:00:77 0 EOF\n\
-                 2: -> FLOCK  ADVISORY  WRITE 33 fe:00:77 0 EOF\n\
-                 3: FLOCK  ADVISORY  READ 44 fe:00:777 0 EOF\n";
-    assert_eq!(holders(locks, 77), [22]);
-}
