@@ -1,5 +1,6 @@
 //! The command line: parsed here, once, into what the rest of the program takes.
 
+mod bench;
 mod fleet;
 mod image;
 mod run;
@@ -15,6 +16,7 @@ use rundlet_node::image::name::NameError;
 use rundlet_node::scratch;
 use rundlet_node::template::TemplateName;
 
+pub(crate) use bench::{Bench, BenchVerb};
 pub(crate) use fleet::Fleet;
 pub(crate) use image::{Image, ImageVerb, Import, List, Remove};
 pub(crate) use run::Run;
@@ -45,6 +47,7 @@ pub(crate) enum Verb {
     Image(Image),
     Template(Box<Template>),
     Fleet(Fleet),
+    Bench(Bench),
     Doctor(Doctor),
 }
 
@@ -86,6 +89,8 @@ pub(crate) enum UsageError {
     Zero(&'static str),
     #[error("a command is missing: rundlet fleet --template {0} -- CMD ARGS…")]
     NoFleetCommand(TemplateName),
+    #[error("--template or --cold says what to measure: rundlet bench start --template NAME")]
+    NothingToBench,
     #[error("{0} is 0, at least 1 is needed")]
     Nought(&'static str),
     #[error(

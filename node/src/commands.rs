@@ -7,7 +7,7 @@ use rundlet_node::error::chain;
 use rundlet_node::image::{Store, import};
 use rundlet_node::sandbox::{Evidence, printable};
 use rundlet_node::template::{Templates, build};
-use rundlet_node::{doctor, fleet, places, run as recipe};
+use rundlet_node::{bench, doctor, fleet, places, run as recipe};
 
 use crate::cli;
 
@@ -69,6 +69,34 @@ pub(crate) fn fleet(args: cli::Fleet) -> u8 {
         Err(error) => {
             eprintln!("rundlet: {}", chain(&error));
             show(&error.evidence);
+            error.code()
+        }
+    }
+}
+
+/// `command` is what follows `rundlet bench`.
+pub(crate) fn bench(verb: cli::BenchVerb, command: Vec<String>) -> u8 {
+    let request = match verb {
+        cli::BenchVerb::Start(start) => start.request(command),
+        cli::BenchVerb::Density(density) => density.request(command),
+        cli::BenchVerb::Report(merge) => {
+            return told(bench::merge(&merge.files, &merge.output()));
+        }
+    };
+    match request {
+        Ok(request) => told(bench::run(&request)),
+        Err(error) => {
+            eprintln!("rundlet: {error}");
+            USAGE
+        }
+    }
+}
+
+fn told(result: Result<(), bench::BenchError>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("rundlet: {}", chain(&error));
             error.code()
         }
     }

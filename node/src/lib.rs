@@ -9,6 +9,7 @@
 //! [`fleet`] is the recipe of `rundlet fleet`.
 
 pub mod agent;
+pub mod bench;
 pub mod claim;
 pub mod digest;
 pub mod doctor;

@@ -37,6 +37,9 @@ fn main() -> ExitCode {
             Some(Verb::Image(args)) => commands::image(args),
             Some(Verb::Template(args)) => commands::template(*args),
             Some(Verb::Fleet(args)) => commands::fleet(args),
+            Some(Verb::Bench(bench)) => {
+                commands::bench(bench.verb, args.into_iter().skip(1).collect())
+            }
             Some(Verb::Doctor(args)) => commands::doctor(&args),
             None => {
                 eprintln!("rundlet: what to do is missing; `rundlet --help` lists it");

@@ -22,6 +22,7 @@ mod fleet;
 pub mod janitor;
 mod member;
 mod output;
+pub(crate) mod peer;
 mod process;
 mod ready;
 mod renew;
@@ -125,7 +126,7 @@ pub struct Sandbox {
     backend: Backend,
     _ready: Option<ReadyListener>,
     _run: Claim,
-    _janitor: Janitor,
+    janitor: Janitor,
 }
 
 impl Sandbox {
@@ -177,7 +178,7 @@ impl Sandbox {
             backend,
             _ready: ready,
             _run: run,
-            _janitor: janitor,
+            janitor,
         })
     }
 
@@ -195,6 +196,12 @@ impl Sandbox {
     #[must_use]
     pub fn pids(&self) -> (u32, u32) {
         (self.vmm.child().pid(), self.backend.child().pid())
+    }
+
+    /// Process id of the one that cleans up when we cannot.
+    #[must_use]
+    pub fn janitor_pid(&self) -> u32 {
+        self.janitor.pid()
     }
 
     /// To be called on [`Event::Ready`] and [`Event::Renewed`].

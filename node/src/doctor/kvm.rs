@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_ioctls::{Cap, Kvm as Device};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Check;
 use super::kvm_probe::{self, Measured, ProbeError};
@@ -26,7 +26,7 @@ const EMULATED_NS: f64 = 100.0;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What kind of KVM this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kvm {
     /// Guest code runs on the processor.
