@@ -20,6 +20,9 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
 const RESEED: libc::Ioctl = 0x5207;
 
+/// `SIOCSIFFLAGS` of netdevice(7). libc's own constant has a type that its `ioctl` takes with glibc only.
+const SET_INTERFACE_FLAGS: libc::Ioctl = 0x8914;
+
 /// Highest signal number, signal(7).
 pub(crate) const LAST_SIGNAL: i32 = 64;
 
@@ -224,7 +227,7 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         .try_into()
         .unwrap_or(libc::c_short::MAX);
     // SAFETY: `request` is a whole `ifreq` that lives through the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SET_INTERFACE_FLAGS, &raw const request) })
         .map(|_| ())
 }
 
