@@ -1,24 +1,36 @@
 #!/bin/bash
 # Builds the guest's user space: rundlet-init as one static binary, in an initramfs of its own.
 #
-#   guest-userspace/initrd.sh OUT        e.g. target/guest/initrd.cpio
+#   guest-userspace/initrd.sh [--init BINARY] OUT        e.g. target/guest/initrd.cpio
+#
+# --init       a rundlet-init that was built elsewhere (by Nix); cargo is not needed then
 #
 # OUT is an uncompressed newc archive (the kernel's Documentation/driver-api/early-userspace/
 # buffer-format.rst). The same source and toolchain give the same bytes: fixed times, owners, order and
 # inode numbers. Needs cargo and glibc's static library, no privileges.
 set -euo pipefail
 
-out=${1:?usage: guest-userspace/initrd.sh OUT}
-repository=$(cd "$(dirname "$0")/.." && pwd)
-target=x86_64-unknown-linux-gnu
+binary=
+if [[ ${1:-} == --init ]]; then
+    binary=${2:?--init needs a file}
+    shift 2
+fi
+out=${1:?usage: guest-userspace/initrd.sh [--init BINARY] OUT}
 
-# Not position independent: an address that needs no fixing at start is a page that is not dirtied.
-# Paths of this machine must not be in the bytes.
-flags="-C target-feature=+crt-static -C relocation-model=static"
-flags+=" --remap-path-prefix=$repository=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
-RUSTFLAGS=$flags cargo build --manifest-path "$repository/Cargo.toml" --quiet --locked \
-    --profile guest --package rundlet-init --target "$target"
-binary=${CARGO_TARGET_DIR:-$repository/target}/$target/guest/rundlet-init
+# Prints the path of what it built.
+build_init() {
+    local repository target=x86_64-unknown-linux-gnu flags
+    repository=$(cd "$(dirname "$0")/.." && pwd)
+    # Not position independent: an address that needs no fixing at start is a page that is not dirtied.
+    # Paths of this machine must not be in the bytes.
+    flags="-C target-feature=+crt-static -C relocation-model=static"
+    flags+=" --remap-path-prefix=$repository=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
+    RUSTFLAGS=$flags cargo build --manifest-path "$repository/Cargo.toml" --quiet --locked \
+        --profile guest --package rundlet-init --target "$target"
+    echo "${CARGO_TARGET_DIR:-$repository/target}/$target/guest/rundlet-init"
+}
+
+[[ -n $binary ]] || binary=$(build_init)
 
 if readelf --program-headers "$binary" | grep -q INTERP; then
     echo "initrd.sh: $binary is not a static executable" >&2
