@@ -7,7 +7,7 @@ def start_sandbox(name, seconds):
         f"echo fine' >/tmp/{name}.out 2>&1; echo $? >/tmp/{name}.status) >/dev/null 2>&1 &"
     )
     machine.wait_until_succeeds(f"grep up /tmp/{name}.out", timeout=180)
-    return machine.succeed(f"pgrep -n -x rundlet").strip()
+    return machine.succeed("pgrep -n -x rundlet").strip()
 
 
 doomed = start_sandbox("doomed", 300)

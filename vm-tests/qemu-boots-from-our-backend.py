@@ -1,5 +1,6 @@
 # QEMU, a vhost-user front end that we did not write, boots Linux from `vhost-blk-ro`: root on a read-only image, data
 # on a throw-away layer, written and read back with checksums. Under real KVM, with the guest's RAM shared.
+# nixos: left out, its guest is made of Debian's files
 import json
 import shlex
 
