@@ -86,6 +86,7 @@ impl Bench {
             features: 1 << 32,
             queues: queues.collect(),
             interrupt: self.interrupt.clone(),
+            resumed: false,
         };
         self.device.activate(activation).expect("three queues");
         rings
