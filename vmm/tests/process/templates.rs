@@ -16,7 +16,7 @@ const MARK: u64 = 0x1122_3344_5566_7788;
 /// Where another vCPU counts, and its code.
 const OTHER: u32 = 0x6000;
 const TRAMPOLINE: u32 = 0x8000;
-/// A guest counts for four times so many ticks of its time stamp counter: about three seconds, so that a
+/// A guest counts for eight times so many ticks of its time stamp counter: about six seconds, so that a
 /// capture comes in between, however fast the guest runs.
 const TICKS: u32 = 2_000_000_000;
 
@@ -82,7 +82,7 @@ impl Code {
         self.wrong_unless_equal();
         self.ticks();
         self.add(&[0x48, 0x29, 0xf0]); // sub rax, rsi
-        self.add(&[0x48, 0xc1, 0xe8, 2]); // shr rax, 2
+        self.add(&[0x48, 0xc1, 0xe8, 3]); // shr rax, 3
         self.add(&at(TICKS, &[0x48, 0x3d])); // cmp rax, TICKS
         self.jump(0x82, again); // jb
         self.mark();
