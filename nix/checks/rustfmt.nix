@@ -1,0 +1,6 @@
+{ cargoCheck, rustfmt }:
+cargoCheck {
+  name = "rustfmt";
+  command = "cargo fmt --all --check";
+  tools = [ rustfmt ];
+}

@@ -1,0 +1,2 @@
+{ buildCrate }:
+buildCrate { folder = "vmm"; }
