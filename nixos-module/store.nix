@@ -1,0 +1,108 @@
+# The programs, the state directory, and the images and templates that are declared.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.rundlet;
+
+  package =
+    if cfg.guestKernel == null then
+      cfg.package
+    else
+      cfg.package.override { guest-kernel = cfg.guestKernel; };
+
+  # The store's own form of a name: `latest` where there is no tag.
+  full = name: if lib.hasInfix ":" name then name else "${name}:latest";
+
+  images = lib.mapAttrs' (
+    name: source:
+    lib.nameValuePair (full name) {
+      make = [
+        "import"
+        "${source}"
+        name
+      ];
+    }
+  ) cfg.images;
+
+  templates = lib.mapAttrs' (
+    name: template:
+    lib.nameValuePair (full name) {
+      # What is not in the command, and makes another template all the same.
+      because = [
+        "${package}"
+        images.${full template.image} or null
+      ];
+      make = [
+        "build"
+        "--memory"
+        (toString template.memory)
+        "--vcpus"
+        (toString template.vcpus)
+        "--scratch-size"
+        (toString template.scratchSize)
+      ]
+      ++ lib.optionals (template.readyLine != null) [
+        "--ready-line"
+        template.readyLine
+      ]
+      ++ [
+        template.image
+        name
+      ]
+      ++ lib.optionals (template.warmUp != [ ]) ([ "--" ] ++ template.warmUp);
+    }
+  ) cfg.templates;
+
+  declared = pkgs.writeText "rundlet-declared.json" (
+    builtins.toJSON {
+      image = images;
+      template = templates;
+    }
+  );
+in
+{
+  config = lib.mkIf cfg.enable {
+    environment.systemPackages = [ package ];
+
+    # Root's own: images hold other people's files, with their owners.
+    systemd.tmpfiles.rules = [
+      "d /var/lib/rundlet 0700 root root -"
+      "d /run/rundlet 0700 root root -"
+    ];
+
+    systemd.services.rundlet-store = {
+      description = "Images and templates that the configuration declares";
+      wantedBy = [ "multi-user.target" ];
+      after = [ "systemd-tmpfiles-setup.service" ];
+      unitConfig.RequiresMountsFor = "/var/lib/rundlet";
+      restartTriggers = [ declared ];
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = "${lib.getExe pkgs.python3Minimal} ${./declare.py} ${lib.getExe package} ${declared} /var/lib/rundlet/declared.json";
+        # Building a template boots a machine for each.
+        TimeoutStartSec = "1h";
+        UMask = "0077";
+        # Importing needs to own files of others; networks, other processes and the rest of the system it does not need.
+        PrivateNetwork = true;
+        PrivateTmp = true;
+        ProtectHome = "read-only";
+        ProtectSystem = "full";
+        ProtectKernelTunables = true;
+        ProtectKernelModules = true;
+        ProtectKernelLogs = true;
+        ProtectClock = true;
+        ProtectHostname = true;
+        RestrictAddressFamilies = [ "AF_UNIX" ];
+        RestrictRealtime = true;
+        LockPersonality = true;
+        NoNewPrivileges = true;
+        SystemCallArchitectures = "native";
+      };
+    };
+  };
+}
