@@ -3,6 +3,7 @@
 //! Says one line of JSON for each command, and one for each round of starts, so that a script can tell how
 //! it went without asking anybody.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,8 @@ use crate::places;
 use crate::run::watch::{News, Wire};
 use crate::run::{Cause, Place, RunError, signals};
 use crate::sandbox::{
-    Cloned, Fleet, FleetError, FleetEvent, FleetSink, Member, MemberError, Wish, ZygoteError,
+    Cloned, Fleet, FleetError, FleetEvent, FleetSink, Member, MemberError, MemberInstants, Wish,
+    ZygoteError,
 };
 use crate::template::{self, Record, TemplateName, Templates};
 
@@ -34,6 +36,8 @@ pub struct Request {
     pub at_once: usize,
     /// For each command.
     pub timeout: Duration,
+    /// Whether to say where the time of each start went.
+    pub timeline: bool,
     /// Whether each line on stdin is another round: as many clones again, the command in all there are.
     pub stay: bool,
 }
@@ -66,9 +70,35 @@ struct Ran<'a> {
     pid: u32,
     /// From the request to the renewed clone, microseconds.
     ready_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<Timeline<'a>>,
     code: i32,
     stdout: String,
     stderr: String,
+}
+
+/// Where the time of a start went, microseconds. Each part counts from its own zero: ours from the wish,
+/// the VMM's from when the zygote had the request, the guest's from the renewal's arrival.
+#[derive(Debug, Serialize)]
+struct Timeline<'a> {
+    node_us: BTreeMap<&'static str, u64>,
+    vmm_us: &'a BTreeMap<String, u64>,
+    renewed_us: u64,
+}
+
+impl<'a> Timeline<'a> {
+    fn of(instants: &'a MemberInstants) -> Self {
+        let since = |instant: Instant| micros(instant.duration_since(instants.requested));
+        Self {
+            node_us: BTreeMap::from([
+                ("forked", since(instants.forked)),
+                ("running", since(instants.running)),
+                ("ready", since(instants.ready)),
+            ]),
+            vmm_us: &instants.vmm_us,
+            renewed_us: micros(instants.renewed),
+        }
+    }
 }
 
 /// Runs it: the highest exit code of the commands, 125 where a clone or its command failed.
@@ -212,6 +242,7 @@ fn command(request: &Request, member: &Member) -> u8 {
                 id: member.id(),
                 pid: member.pid(),
                 ready_us: micros(instants.ready.duration_since(instants.requested)),
+                timeline: request.timeline.then(|| Timeline::of(instants)),
                 code,
                 stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),

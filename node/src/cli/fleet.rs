@@ -31,6 +31,10 @@ pub(crate) struct Fleet {
     #[argh(option, default = "60")]
     timeout: u64,
 
+    /// say where the time of each start went
+    #[argh(switch)]
+    timeline: bool,
+
     /// stay; every line on stdin starts as many clones again and runs the command in all there are
     #[argh(switch)]
     stay: bool,
@@ -58,6 +62,7 @@ impl TryFrom<Fleet> for fleet::Request {
             count: args.count,
             at_once: args.at_once,
             timeout: seconds("--timeout", args.timeout)?,
+            timeline: args.timeline,
             stay: args.stay,
         })
     }
