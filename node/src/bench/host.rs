@@ -8,39 +8,60 @@ use serde::{Deserialize, Serialize};
 use super::process::{field, from_ticks};
 use crate::doctor::{self, Kvm};
 
-/// Processor time that nobody used, out of all there was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Processor time at one moment.
+///
+/// What is told of the time that was used is counted in ticks, some of which a busy virtual host loses; idle
+/// time is measured. So what was used is what there was, without what nobody used.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct CpuClock {
-    busy: Duration,
+    at: Instant,
+    processors: u32,
+    unused: Duration,
 }
 
 impl CpuClock {
     pub(super) fn now() -> Self {
         let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-        let ticks = parse_busy(&text).unwrap_or(0);
+        let (processors, ticks) = parse_unused(&text).unwrap_or((0, 0));
         Self {
-            busy: from_ticks(ticks, rustix::param::clock_ticks_per_second()),
+            at: Instant::now(),
+            processors,
+            unused: from_ticks(ticks, rustix::param::clock_ticks_per_second()),
         }
     }
 
     /// All processors together.
     pub(super) fn busy_since(self, earlier: Self) -> Duration {
-        self.busy.saturating_sub(earlier.busy)
+        let there_was = self.at.saturating_duration_since(earlier.at) * self.processors;
+        there_was.saturating_sub(self.unused.saturating_sub(earlier.unused))
     }
 }
 
-/// user, nice, system, irq, softirq: what guests use is in user and nice already. Steal is not ours.
-fn parse_busy(text: &str) -> Option<u64> {
-    let line = text.lines().find(|line| line.starts_with("cpu "))?;
-    let fields: Vec<u64> = line
+/// How many processors there are, and ticks that nobody used: idle, waiting for a disk, or given to another
+/// virtual machine.
+fn parse_unused(text: &str) -> Option<(u32, u64)> {
+    let mut lines = text.lines().filter(|line| line.starts_with("cpu"));
+    let all = lines.next()?;
+    let fields: Vec<u64> = all
         .split_whitespace()
         .skip(1)
         .map_while(|it| it.parse().ok())
         .collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = *fields else {
+    let [
+        _user,
+        _nice,
+        _system,
+        idle,
+        waiting,
+        _irq,
+        _softirq,
+        stolen,
+        ..,
+    ] = *fields
+    else {
         return None;
     };
-    Some(user + nice + system + irq + softirq)
+    Some((lines.count().try_into().ok()?, idle + waiting + stolen))
 }
 
 /// What the kernel says of the host's memory, KiB.
@@ -147,11 +168,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn busy_is_all_but_idle_waiting_and_stolen() {
-        let text = "cpu  100 20 30 5000 400 6 7 1000 90 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(parse_busy(text), Some(163));
-        assert_eq!(parse_busy("cpu  1 2 3\n"), None);
-        assert_eq!(parse_busy(""), None);
+    fn unused_is_idle_waiting_and_stolen() {
+        let text =
+            "cpu  100 20 30 5000 400 6 7 1000 90 9\ncpu0 1 1 1 1 1 1 1 1 1 1\ncpu1 1 1\nintr 5\n";
+        assert_eq!(parse_unused(text), Some((2, 6400)));
+        assert_eq!(parse_unused("cpu  1 2 3\n"), None);
+        assert_eq!(parse_unused(""), None);
     }
 
     #[test]
@@ -183,13 +205,17 @@ mod tests {
     }
 
     #[test]
-    fn time_goes_on_only_for_what_works() {
-        let before = CpuClock::now();
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(50) {
-            std::hint::spin_loop();
-        }
-        assert!(CpuClock::now().busy_since(before) > Duration::ZERO);
-        assert_eq!(before.busy_since(before), Duration::ZERO);
+    fn busy_is_what_there_was_without_what_nobody_used() {
+        let clock = |ms, unused| CpuClock {
+            at: Instant::now() + Duration::from_millis(ms),
+            processors: 2,
+            unused: Duration::from_millis(unused),
+        };
+        let (before, after) = (clock(0, 5000), clock(1000, 6500));
+        let busy = after.busy_since(before).as_millis();
+        assert!((500..510).contains(&busy), "{busy}");
+        // Ticks are coarse: more may be idle than there was.
+        assert_eq!(clock(0, 6000).busy_since(before), Duration::ZERO);
+        assert!(CpuClock::now().processors > 0);
     }
 }

@@ -62,10 +62,10 @@ fn head(html: &mut String, report: &Report) {
     );
     let _ = writeln!(
         html,
-        "<p><code>rundlet bench {}</code>, {} seconds after 1970. Times are good for this machine alone; \
+        "<p><code>rundlet bench {}</code>, {}. Times are good for this machine alone; \
          compare curves of one page.</p>",
         escape(&report.command.join(" ")),
-        report.created
+        text::date(report.created)
     );
 }
 

@@ -111,11 +111,14 @@ impl Chart {
         let wanted: Vec<f64> = ends.iter().map(|(_, _, y)| *y).collect();
         for ((series, from_x, from_y), place) in ends.into_iter().zip(apart(&wanted)) {
             let colour = colour(series.slot);
-            let _ = writeln!(
-                svg,
-                "<polyline class=\"lead\" points=\"{from_x:.1},{from_y:.1} {:.1},{place:.1}\"/>",
-                right + 6.0
-            );
+            // Distributions all end at the top: a line to each name would only cross the others.
+            if !series.stepped {
+                let _ = writeln!(
+                    svg,
+                    "<polyline class=\"lead\" points=\"{from_x:.1},{from_y:.1} {:.1},{place:.1}\"/>",
+                    right + 6.0
+                );
+            }
             let _ = writeln!(
                 svg,
                 "<circle class=\"dot {colour}\" cx=\"{:.1}\" cy=\"{place:.1}\" r=\"4\"/>",

@@ -128,12 +128,14 @@ fn distribution(report: &Report, at_once: usize) -> Figure {
         let mut rows = system.start.iter();
         let row = rows.find(|row| row.deployed == 0 && row.at_once == at_once);
         let starts = row.map_or(&[][..], |row| &row.starts_ms);
-        let point = |(place, &ms): (usize, &f64)| Point {
+        let point = |(ready, &ms): (usize, &f64)| Point {
             x: ms,
-            y: float(place + 1) * 100.0 / float(starts.len()),
+            y: float(ready) * 100.0 / float(starts.len()),
             title: String::new(),
         };
-        let points = starts.iter().enumerate().map(point);
+        // Upright from the axis at the first one.
+        let points = starts.first().map(|first| (0, first)).into_iter();
+        let points = points.chain((1..).zip(starts)).map(point);
         Series {
             stepped: true,
             ..series((slot, system), system.name.clone(), points)
@@ -292,8 +294,8 @@ mod tests {
         let both = |one, other| vec![("rundlet", one), ("firecracker", other)];
         let expected = [
             ("Batch time over concurrency", both(2, 1)),
-            ("Distribution of start times, 4 at once", both(4, 2)),
-            ("Distribution of start times, 1 at once", both(4, 4)),
+            ("Distribution of start times, 4 at once", both(5, 3)),
+            ("Distribution of start times, 1 at once", both(5, 5)),
             ("Processor time of a start over concurrency", both(2, 1)),
             ("Processor time of a start over density", both(2, 1)),
             ("Memory of processes over density", both(2, 1)),

@@ -46,7 +46,7 @@ fn every_concurrency_has_its_row_and_again_with_others_deployed() {
         assert_eq!(row.batch_ms.is_some(), row.failed == 0);
     }
     assert!((rows[1].batch_ms.unwrap().p50 - 13.0).abs() < 0.01);
-    assert_eq!(plan.starts(), 2 * (5 + 8) + 3);
+    assert_eq!(plan.starts(), 1 + 2 * (5 + 8) + 3);
 }
 
 #[test]
@@ -57,12 +57,12 @@ fn failures_are_counted_and_told_once() {
         deployed: 0,
     };
     let rows = measured(
-        contender("fake", || Ok(Fake::failing_at(1))),
+        contender("fake", || Ok(Fake::failing_at(2))),
         &plan,
         &Session::quiet(),
     );
     assert_eq!((rows[0].ready, rows[0].failed), (3, 1));
-    assert_eq!(rows[0].failure.as_deref(), Some("number 1 does not start"));
+    assert_eq!(rows[0].failure.as_deref(), Some("number 2 does not start"));
     // The batch with the failure has no time; the other one has.
     assert!(rows[0].batch_ms.is_some());
 }
@@ -75,7 +75,7 @@ fn a_batch_without_any_ready_ends_the_row() {
         deployed: 0,
     };
     let rows = measured(
-        contender("fake", || Ok(Fake::failing_at(0))),
+        contender("fake", || Ok(Fake::failing_at(1))),
         &plan,
         &Session::quiet(),
     );
@@ -92,7 +92,7 @@ fn what_is_deployed_in_vain_is_no_ground_for_figures() {
         deployed: 3,
     };
     let rows = measured(
-        contender("fake", || Ok(Fake::failing_at(2))),
+        contender("fake", || Ok(Fake::failing_at(4))),
         &plan,
         &Session::quiet(),
     );
