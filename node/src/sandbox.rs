@@ -62,6 +62,10 @@ pub use zygote::{CloneEnd, ZygoteError};
 /// How long a child may take to end by itself once its lifeline is cut.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long a killed process may take to be gone: its memory has to be given back, on a host that may be
+/// giving back that of hundreds.
+const DEATH: Duration = Duration::from_secs(30);
+
 /// Longest path of a unix socket, unix(7): 108 bytes with the final zero.
 const MAX_SOCKET: usize = 107;
 

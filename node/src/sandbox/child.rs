@@ -246,7 +246,7 @@ impl Child {
             self.pid
         );
         process::kill(&self.pidfd);
-        if self.wait(grace).is_none() {
+        if self.wait(super::DEATH).is_none() {
             log::error!("{} (pid {}) survives SIGKILL", self.name, self.pid);
         }
     }

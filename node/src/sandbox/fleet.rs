@@ -24,7 +24,7 @@ use super::member::{Entry, Member, MemberError, Wish};
 use super::spec::Cloned;
 use super::tail::{self, Tail, printable};
 use super::zygote::{CloneEnd, Ends, Zygote, ZygoteError};
-use super::{Event, GRACE, Sink, StartError, TAIL_LINES, process};
+use super::{DEATH, Event, GRACE, Sink, StartError, TAIL_LINES, process};
 use crate::claim::{self, Claim};
 
 /// Why there is no fleet.
@@ -293,7 +293,7 @@ impl Members {
         for entry in &all {
             entry.kill();
         }
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + DEATH;
         for entry in &all {
             entry.wait(deadline);
         }

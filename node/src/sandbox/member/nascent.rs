@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::super::fleet::Shared;
 use super::super::vmm::{CloneSpec, Line};
 use super::super::zygote::{Handle, Role, ZygoteError};
-use super::super::{GRACE, MAX_SOCKET, StartError, printable, process};
+use super::super::{DEATH, MAX_SOCKET, StartError, printable, process};
 use super::{Entry, Member, MemberError, MemberInstants, Wish};
 use crate::agent::Agent;
 use crate::claim;
@@ -170,7 +170,7 @@ impl Drop for Nascent<'_> {
 /// Ends a clone and removes everything of it.
 pub(super) fn bury(shared: &Shared, id: &str, entry: &Entry) {
     entry.kill();
-    entry.wait(Instant::now() + GRACE);
+    entry.wait(Instant::now() + DEATH);
     if let Err(error) = claim::remove(&entry.directory) {
         log::warn!("cannot remove {}: {error}", entry.directory.display());
     }
