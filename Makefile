@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 GUEST := target/guest
 
-.PHONY: help setup build kernel initrd demo test lint unit scripts emulated claims bench fuzz install clean
+.PHONY: help setup build kernel initrd demo test lint unit scripts nix-check emulated claims bench fuzz install clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,7 +27,7 @@ initrd: setup ## the guest's init in an initramfs
 demo: build ## run a real Python program in a sandbox, show what it cost
 	vm-tests/demo
 
-test: lint unit scripts build emulated claims ## all that CI runs
+test: lint unit scripts build nix-check emulated claims ## all that CI runs
 
 lint: setup ## formatting and clippy
 	cargo fmt --all --check
@@ -39,6 +39,9 @@ unit: setup ## tests that need no virtual machine (those that need KVM say so wh
 scripts: setup ## tests of the driver and syntax of the shell scripts
 	git ls-files '*.sh' setup.sh .ci/run vm-tests/demo | xargs -n1 bash -n
 	python3 -m unittest discover -q -s vm-tests/driver -t vm-tests -p '*_test.py'
+
+nix-check: setup ## the Nix side, as far as this machine can (nix/README.md); NIXPKGS=<tree> for all of it
+	nix/check/check.py
 
 emulated: kernel initrd ## kernel patches, and boots that cannot work, under plain emulation
 	vm-tests/worker/fetch-qemu.sh >/dev/null

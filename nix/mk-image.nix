@@ -51,7 +51,7 @@ let
   '';
 
   ofArchive = ''
-    ${lib.getExe python3Minimal} ${./flatten-oci.py} ${archive} $out
+    ${lib.getExe python3Minimal} ${./flatten_oci.py} ${archive} $out
   '';
 
   tar = runCommandLocal "${name}.tar" { } (if archive == null then ofClosure else ofArchive);

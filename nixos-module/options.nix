@@ -83,7 +83,7 @@ in
       '';
       description = ''
         Images by name: a root directory or a tar file (plain, gzip or zstd) each, imported when the system is
-        activated. One that is no longer named here is removed, but not while a sandbox or a template uses it: then the
+        activated, and again when its path changes. One that is no longer named here is removed, but not while a sandbox or a template uses it: then the
         next activation tries again.
       '';
     };

@@ -40,10 +40,7 @@ let
         globalTimeout = 900 + lib.toIntBase10 (if timeout == null then "600" else lib.head timeout);
         # Claims are checked against the portable driver; the linter runs here as well.
         skipTypeCheck = true;
-        nodes.machine = {
-          imports = [ ./node.nix ];
-          _module.args = { inherit rundletPackages; };
-        };
+        nodes.machine = import ./node.nix rundletPackages;
         testScript = "machine.wait_for_unit(\"rundlet-store.service\")\n" + text;
       };
     };

@@ -1,10 +1,6 @@
 # The machine of a claim under NixOS: what README.md says of the worker, with our module on.
-{
-  lib,
-  pkgs,
-  rundletPackages,
-  ...
-}:
+rundletPackages:
+{ lib, pkgs, ... }:
 let
   inherit (rundletPackages) guest-image-python rundlet;
 

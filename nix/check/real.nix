@@ -5,24 +5,105 @@
 }:
 let
   system = "x86_64-linux";
-  lib = import (tree + "/lib");
-  outputs = import ./outputs.nix {
-    inherit source;
-    nixpkgs = {
-      inherit lib;
-      legacyPackages.${system} = import tree {
-        inherit system;
-        config = { };
-        overlays = [ ];
-      };
+  lib = import (tree + "/lib") // {
+    nixosSystem =
+      arguments: import (tree + "/nixos/lib/eval-config.nix") (arguments // { inherit lib; });
+  };
+  nixpkgs = {
+    inherit lib;
+    legacyPackages.${system} = import tree {
+      inherit system;
+      config = { };
+      overlays = [ ];
     };
   };
+  outputs = import ./outputs.nix { inherit nixpkgs source; };
+  pkgs = nixpkgs.legacyPackages.${system}.extend outputs.overlays.default;
+
+  # What every machine needs, and is none of our business.
+  machine = {
+    boot.loader.grub.devices = [ "/dev/vda" ];
+    fileSystems."/" = {
+      device = lib.mkDefault "/dev/vda1";
+      fsType = lib.mkDefault "xfs";
+    };
+    system.stateVersion = lib.trivial.release;
+    nixpkgs = { inherit pkgs; };
+    users.users.ci = {
+      isSystemUser = true;
+      group = "nogroup";
+    };
+  };
+  host =
+    module:
+    lib.nixosSystem {
+      inherit system;
+      modules = [
+        outputs.nixosModules.default
+        machine
+        module
+      ];
+    };
+  reference = host ./reference.nix;
+  ours = lib.filterAttrs (name: _: lib.hasPrefix "rundlet-" name) reference.config.systemd.services;
   drvPaths = lib.mapAttrs (_: it: it.drvPath);
 in
 {
-  packages = drvPaths outputs.packages.${system};
-  checks = drvPaths outputs.checks.${system};
-  devShells = drvPaths outputs.devShells.${system};
-  formatter = outputs.formatter.${system}.drvPath;
-  apps = lib.mapAttrs (_: app: app.program) outputs.apps.${system};
+  outputs = {
+    packages = drvPaths outputs.packages.${system};
+    checks = drvPaths outputs.checks.${system};
+    devShells = drvPaths outputs.devShells.${system};
+    formatter = outputs.formatter.${system}.drvPath;
+    apps = lib.mapAttrs (_: app: app.program) outputs.apps.${system};
+  };
+
+  module = {
+    inherit (reference.config) warnings;
+    system = reference.config.system.build.toplevel.drvPath;
+  };
+  refused = lib.mapAttrs (_: case: (host case.module).config.system.build.toplevel.drvPath) (
+    import ./refused.nix
+  );
+
+  # Text and settings as NixOS renders them, under the names that stand-in/nixos.nix gives them.
+  rendered =
+    lib.mapAttrs' (name: _: {
+      name = "systemd/system/${name}.service";
+      value = reference.config.systemd.units."${name}.service".text;
+    }) ours
+    // {
+      "tmpfiles.d/rundlet.conf" = lib.concatLines reference.config.systemd.tmpfiles.rules;
+      "udev/rules.d/99-local.rules" = reference.config.services.udev.extraRules;
+      "modprobe.d/nixos.conf" = reference.config.boot.extraModprobeConfig;
+      "kernel-parameters" = lib.concatLines reference.config.boot.kernelParams;
+      "sysctl.d/60-nixos.conf" = lib.concatLines (
+        lib.mapAttrsToList (key: value: "${key}=${toString value}") reference.config.boot.kernel.sysctl
+      );
+      "group-members" = "kvm: ${toString reference.config.users.groups.kvm.members}\n";
+      "wanted-by" = lib.concatLines (
+        lib.concatLists (
+          lib.mapAttrsToList (name: service: map (it: "${it}: ${name}.service") service.wantedBy) ours
+        )
+      );
+      "system-packages" = lib.concatMapStrings (
+        it: "${it.name}\n"
+      ) reference.config.environment.systemPackages;
+      "rundlet-declared.json" = (lib.head ours.rundlet-store.restartTriggers).text;
+    };
+
+  optionsDoc =
+    (pkgs.nixosOptionsDoc {
+      options = {
+        inherit (reference.options.services) rundlet;
+      };
+      warningsAreErrors = true;
+    }).optionsJSON.drvPath;
+
+  readme =
+    flake:
+    lib.mapAttrs (_: it: it.config.system.build.toplevel.drvPath)
+      ((import flake).outputs {
+        inherit nixpkgs;
+        rundlet = outputs;
+      }).nixosConfigurations;
 }

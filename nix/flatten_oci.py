@@ -1,6 +1,6 @@
 """One tar file of the layers of an OCI tarball, as a container would see them.
 
-    flatten-oci.py ARCHIVE OUT
+    flatten_oci.py ARCHIVE OUT
 
 ARCHIVE is what `docker save`, dockerTools and skopeo write (manifest.json), or a tarred OCI layout (index.json). Only
 one image may be in it. Whiteouts: the OCI image specification, layer.md.
@@ -101,11 +101,11 @@ def flatten(source: str, target: str) -> None:
 
 def main() -> None:
     if len(sys.argv) != 3:
-        sys.exit("usage: flatten-oci.py ARCHIVE OUT")
+        sys.exit("usage: flatten_oci.py ARCHIVE OUT")
     try:
         flatten(sys.argv[1], sys.argv[2])
     except (ArchiveError, tarfile.TarError, KeyError, ValueError) as error:
-        sys.exit(f"flatten-oci.py: {sys.argv[1]}: {error}")
+        sys.exit(f"flatten_oci.py: {sys.argv[1]}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""Deliberate mistakes, each of which a named check has to catch: proof that the checks can fail."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tree import Failure, LeftOut, Tree
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    old: str
+    new: str
+    # The check that has to fail, and words of what it says.
+    check: str
+    words: str
+
+    def must_be_caught(self, tree: Tree, where: Path, checks: dict) -> None:
+        mutated = tree.copy(where)
+        path = where / self.file
+        text = path.read_text()
+        if self.old not in text:
+            raise Failure(f"{self.file} has no {self.old!r} any more: this mistake has to be made somewhere else")
+        path.unlink()
+        path.write_text(text.replace(self.old, self.new))
+        try:
+            checks[self.check](mutated)
+        except LeftOut:
+            raise
+        except Failure as failure:
+            if self.words in str(failure):
+                return
+            raise Failure(f"{self.check} failed, but not with {self.words!r}:\n{failure}") from failure
+        raise Failure(f"the check {self.check} did not catch it")
+
+
+ALL = [
+    Mutation(
+        name="misspelt-option",
+        file="nixos-module/host.nix",
+        old="services.udev.extraRules =",
+        new="services.udev.extraRule =",
+        check="reference",
+        words="services.udev.extraRule' does not exist",
+    ),
+    Mutation(
+        name="wrong-type",
+        file="nixos-module/host.nix",
+        old='"vm.swappiness" = cfg.host.swappiness;',
+        new='"vm.swappiness" = [ cfg.host.swappiness ];',
+        check="golden",
+        words="boot.kernel.sysctl.vm.swappiness",
+    ),
+    Mutation(
+        name="store-not-mounted-first",
+        file="nixos-module/store.nix",
+        old='unitConfig.RequiresMountsFor = "/var/lib/rundlet";',
+        new="",
+        check="golden",
+        words="-RequiresMountsFor=/var/lib/rundlet",
+    ),
+    Mutation(
+        name="directive-that-systemd-does-not-know",
+        file="nixos-module/store.nix",
+        old="ProtectClock = true;",
+        new="ProtectClok = true;",
+        check="units",
+        words="ProtectClok",
+    ),
+    Mutation(
+        name="word-that-rundlet-does-not-know",
+        file="nixos-module/store.nix",
+        old='"--scratch-size"',
+        new='"--scratch"',
+        check="commands",
+        words="--scratch",
+    ),
+    Mutation(
+        name="file-that-is-not-there",
+        file="guest-kernel/default.nix",
+        old="./config.sh",
+        new="./configure.sh",
+        check="outputs",
+        words="configure.sh is not there",
+    ),
+    Mutation(
+        name="kernel-option-dropped",
+        file="guest-kernel/config/30-storage.config",
+        old="CONFIG_MISC_FILESYSTEMS=y\n",
+        new="",
+        check="kernel-config",
+        words="CONFIG_EROFS_FS: wanted y, is off",
+    ),
+    Mutation(
+        name="lock-of-another-branch",
+        file="flake.nix",
+        old="nixpkgs/nixos-26.05",
+        new="nixpkgs/nixos-unstable",
+        check="lock",
+        words="not in flake.lock",
+    ),
+    Mutation(
+        name="broken-claim",
+        file="vm-tests/root-is-read-only.py",
+        old="before = machine.succeed(",
+        new="before == machine.succeed(",
+        check="claims",
+        words="undefined name 'before'",
+    ),
+]

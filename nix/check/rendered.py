@@ -1,0 +1,141 @@
+"""Tier C: what the module makes of the reference configuration, looked at by the programs that will read it."""
+
+import difflib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tree import Failure, LeftOut, Tree, output, tool
+
+GOLDEN = Path("vm-tests/golden")
+UNITS = "systemd/system/"
+# What systemd-analyze says of a machine that is not the one the unit is for.
+NOT_HERE = re.compile(r"is not executable|Command .* is not|^/lib/systemd|^/usr/lib/systemd|Failed to (prepare|create)")
+
+
+def readable(text: str) -> str:
+    """Store paths without what changes with every change of their content."""
+    return re.sub(r"/nix/store/[a-z0-9]{32}-", "/nix/store/", text).replace("/nix/store/stand-in-", "/nix/store/")
+
+
+def render(tree: Tree) -> dict[str, str]:
+    files = tree.evaluate("reference.rendered.files")
+    return {name: readable(text).rstrip("\n") + "\n" for name, text in files.items()}
+
+
+def write_golden(tree: Tree, origin: Path) -> None:
+    for name, text in render(tree).items():
+        path = origin / GOLDEN / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(f"nix-check: wrote {path.relative_to(origin)}")
+
+
+def golden(tree: Tree) -> None:
+    now = render(tree)
+    top = tree.root / GOLDEN
+    then = {str(path.relative_to(top)): path.read_text() for path in sorted(top.rglob("*")) if path.is_file()}
+    lines: list[str] = []
+    for name in sorted(now.keys() | then.keys()):
+        lines += difflib.unified_diff(
+            then.get(name, "").splitlines(), now.get(name, "").splitlines(), f"golden/{name}", f"now/{name}", "", "", 1, ""
+        )
+    if lines:
+        raise Failure("if this is meant, run `nix/check/check.py --golden`:\n" + "\n".join(lines[:60]))
+
+
+def units(tree: Tree) -> None:
+    analyze = tool("systemd-analyze", "package systemd")
+    with tempfile.TemporaryDirectory() as work:
+        for name, text in render(tree).items():
+            if not name.startswith(UNITS):
+                continue
+            path = Path(work) / name.removeprefix(UNITS)
+            path.write_text(text)
+            done = subprocess.run(
+                [analyze, "verify", "--man=no", "--recursive-errors=no", path],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={"SYSTEMD_UNIT_PATH": f"{work}:/lib/systemd/system", "PATH": "/usr/bin:/bin"},
+            )
+            said = [line for line in done.stderr.splitlines() if line.strip() and not NOT_HERE.search(line)]
+            if said:
+                raise Failure("\n".join(said))
+
+
+def tmpfiles(tree: Tree) -> None:
+    program = tool("systemd-tmpfiles", "package systemd")
+    rules = render(tree)["tmpfiles.d/rundlet.conf"]
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work)
+        (root / "etc").mkdir()
+        # Whoever runs this owns what is made: it is the syntax that is looked at.
+        owner = f"root:x:{_id('-u')}:{_id('-g')}::/:/bin/sh\n"
+        (root / "etc/passwd").write_text(owner)
+        (root / "etc/group").write_text(f"root:x:{_id('-g')}:\n")
+        (root / "rules.conf").write_text(rules)
+        said = subprocess.run(
+            [program, "--create", f"--root={root}", root / "rules.conf"], capture_output=True, text=True, check=False
+        )
+        missing = [rule for rule in rules.splitlines() if not (root / rule.split()[1].lstrip("/")).is_dir()]
+        if said.returncode != 0 or said.stderr.strip() or missing:
+            raise Failure(f"{said.stderr}{missing or ''}")
+
+
+def _id(flag: str) -> str:
+    return output(["id", flag]).strip()
+
+
+def programs(tree: Tree) -> None:
+    """Our Python on the Nix side has tests beside it."""
+    tests = sorted([*(tree.root / "nix").glob("*_test.py"), *(tree.root / "nixos-module").glob("*_test.py")])
+    if not tests:
+        raise Failure("there are none")
+    for test in tests:
+        output([sys.executable, "-B", "-m", "unittest", "-q", test.stem], cwd=test.parent)
+
+
+def commands(tree: Tree) -> None:
+    """Our own binary understands what the module has it do: it gets as far as missing the source or the image."""
+    built = [tree.origin / "target" / profile / "rundlet" for profile in ("release", "debug")]
+    program = next((path for path in built if path.exists()), None)
+    if program is None:
+        raise LeftOut("rundlet is not built (cargo build -p rundlet)")
+    for kind, missing in (("image", "cannot find"), ("template", "there is no image")):
+        for name, definition in json.loads(render(tree)["rundlet-declared.json"])[kind].items():
+            with tempfile.TemporaryDirectory() as store:
+                done = subprocess.run(
+                    [program, kind, *definition["make"]],
+                    env={**os.environ, "RUNDLET_STORE": store},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+            if missing not in done.stderr:
+                raise Failure(f"rundlet {kind} {' '.join(definition['make'])} ({name}):\n{done.stderr}")
+
+
+def kernel_config(tree: Tree) -> None:
+    """Every line of the fragments survives kconfig, by the script that the guest kernel's derivation runs."""
+    cache = Path(os.environ.get("RUNDLET_CACHE", Path.home() / ".cache/rundlet"))
+    sources = sorted((cache / "kernel").glob("source-*/Kconfig"), key=lambda path: path.stat().st_mtime)
+    if not sources:
+        raise LeftOut("there is no patched kernel source yet (`make kernel` makes it)")
+    folder = tree.root / "guest-kernel"
+    with tempfile.TemporaryDirectory() as work:
+        output([folder / "config.sh", sources[-1].parent, work, *sorted((folder / "config").glob("*.config"))])
+
+
+CHECKS = {
+    "golden": golden,
+    "units": units,
+    "tmpfiles": tmpfiles,
+    "programs": programs,
+    "commands": commands,
+    "kernel-config": kernel_config,
+}
