@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 
 from rendered import readable, render
@@ -66,9 +67,9 @@ def rendered(tree: Tree) -> None:
 
 
 def _bare(line: str) -> str:
-    """A command line without versions and paths, which are the stand-in's own."""
-    words = line.split(" ")
-    return " ".join(word.rsplit("/", 1)[-1].rsplit("-", 1)[-1] if "/nix/store" in word else word for word in words)
+    """A command line with the plain names of what is in the store: versions and hashes are not the stand-in's to know."""
+    words = [re.sub(r"[\d.]+$", "", word.rsplit("/", 1)[-1]) if "/nix/store" in word else word for word in line.split()]
+    return " ".join(words)
 
 
 def _shape(value):

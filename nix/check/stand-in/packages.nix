@@ -117,7 +117,7 @@ let
       name:
       fake {
         inherit name;
-        meta.mainProgram = name;
+        meta.mainProgram = lib.removeSuffix "Minimal" name;
       }
     )
     // {
