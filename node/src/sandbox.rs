@@ -64,7 +64,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long a killed process may take to be gone: its memory has to be given back, on a host that may be
 /// giving back that of hundreds.
-const DEATH: Duration = Duration::from_secs(30);
+const DEATH: Duration = Duration::from_secs(120);
 
 /// Longest path of a unix socket, unix(7): 108 bytes with the final zero.
 const MAX_SOCKET: usize = 107;

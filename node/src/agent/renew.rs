@@ -16,6 +16,10 @@ use super::{Agent, AgentError, agree, connect, read_answer, read_reply, unexpect
 #[cfg(test)]
 mod tests;
 
+/// A guest that refuses does so at once; a reset that comes later is the VMM's own patience at its end
+/// (ten seconds), and on a host where hundreds start at once the guest may still come.
+const NO_REFUSAL: Duration = Duration::from_secs(5);
+
 impl Agent {
     /// Has the guest freeze its programs and write its scratch disk: what is captured next is a template.
     ///
@@ -51,18 +55,33 @@ impl Agent {
         let mut bytes = format!("CONNECT {AGENT_PORT}\n").into_bytes();
         frame::write_message(&mut bytes, &Request::Hello { version: VERSION })?;
         frame::write_message(&mut bytes, request)?;
-        let stream = connect(&self.socket)?;
-        let mut timed = Until {
-            stream: &stream,
-            deadline,
+        let reached = || loop {
+            let begun = Instant::now();
+            let stream = connect(&self.socket)?;
+            let mut timed = Until {
+                stream: &stream,
+                deadline,
+            };
+            let sent = timed.write_all(&bytes).map_err(AgentError::NoAgent);
+            match sent.and_then(|()| read_answer(&mut timed)) {
+                Ok(()) => return Ok(stream),
+                // The VMM gave up on a guest that is slow to run, before it passed anything on.
+                Err(AgentError::NoAgent(error))
+                    if error.kind() == io::ErrorKind::ConnectionReset
+                        && begun.elapsed() >= NO_REFUSAL => {}
+                Err(error) => return Err(error),
+            }
         };
-        let answer = |timed: &mut Until<'_>| {
-            timed.write_all(&bytes).map_err(AgentError::NoAgent)?;
-            read_answer(&mut *timed)?;
-            agree(&read_reply(&mut *timed)?)?;
+        let answer = || {
+            let stream = reached()?;
+            let mut timed = Until {
+                stream: &stream,
+                deadline,
+            };
+            agree(&read_reply(&mut timed)?)?;
             read_reply(timed)
         };
-        match answer(&mut timed) {
+        match answer() {
             Ok(Reply::Failed(failure)) => Err(AgentError::Failed(failure)),
             Err(AgentError::NoAgent(error) | AgentError::Frame(FrameError::Io(error)))
                 if error.kind() == io::ErrorKind::TimedOut =>
