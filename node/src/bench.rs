@@ -37,7 +37,7 @@ mod vsock;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::claim;
 use crate::error::PathError;
@@ -58,6 +58,8 @@ pub struct Request {
     pub plan: Plan,
     pub sandboxes: Sandboxes,
     pub peers: Vec<Peer>,
+    /// How long the host may take to become quiet before something is measured.
+    pub settle: Duration,
     pub output: Output,
     /// The command line, for the report.
     pub command: Vec<String>,
@@ -123,7 +125,7 @@ pub fn run(request: &Request) -> Result<(), BenchError> {
     for path in request.output.files() {
         fs::write(path, "").map_err(PathError::at("write", path))?;
     }
-    let session = Session::open().map_err(BenchError::Signals)?;
+    let session = Session::open(request.settle).map_err(BenchError::Signals)?;
     let place = Place {
         store: Store::open(&places::store()).map_err(Cause::Store)?,
         runtime: places::runtime().map_err(Cause::Place)?,

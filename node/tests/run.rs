@@ -2,6 +2,9 @@
 //! around the real agent. No KVM, no guest.
 
 #[cfg(test)]
+#[path = "run/benches.rs"]
+mod benches;
+#[cfg(test)]
 #[path = "run/fixture.rs"]
 mod fixture;
 #[cfg(test)]

@@ -16,9 +16,6 @@ use crate::claim;
 /// second one ends this process, and the janitors do it.
 const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 
-/// For the host to calm down after starts or ends.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Memory that the host keeps: a part of it, and never less than so many KiB.
 const RESERVE_PERCENT: u64 = 6;
 const RESERVE_KIB: u64 = 192 * 1024;
@@ -34,7 +31,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn open(patience: Duration) -> io::Result<Self> {
         let signal = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
         for number in ENDING {
@@ -54,7 +51,7 @@ impl Session {
             progress,
             names: format!("b{}", claim::random_hex()?),
             next: AtomicUsize::new(0),
-            patience: PATIENCE,
+            patience,
         })
     }
 

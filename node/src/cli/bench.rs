@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use argh::FromArgs;
 use rundlet_node::bench::{self, DensityPlan, Output, Peer, Plan, Sandboxes, StartPlan};
@@ -71,6 +72,10 @@ pub(crate) struct Start {
     #[argh(option)]
     peer: Vec<Peer>,
 
+    /// give the host so many seconds to become quiet before something is measured (default 30)
+    #[argh(option, default = "30")]
+    settle: u64,
+
     /// write the figures to this file; - is stdout, instead of the table
     #[argh(option)]
     json: Option<PathBuf>,
@@ -119,6 +124,10 @@ pub(crate) struct Density {
     /// measure this system, too, NAME[=PATH]; may be repeated
     #[argh(option)]
     peer: Vec<Peer>,
+
+    /// give the host so many seconds to become quiet before something is measured (default 30)
+    #[argh(option, default = "30")]
+    settle: u64,
 
     /// write the figures to this file; - is stdout, instead of the table
     #[argh(option)]
@@ -177,6 +186,7 @@ impl Start {
             }),
             sandboxes: sandboxes(self.template, self.cold, self.memory, self.vcpus)?,
             peers: self.peer,
+            settle: Duration::from_secs(self.settle),
             output: Output {
                 json: self.json,
                 html: self.html,
@@ -204,6 +214,7 @@ impl Density {
             }),
             sandboxes: sandboxes(self.template, self.cold, self.memory, self.vcpus)?,
             peers: self.peer,
+            settle: Duration::from_secs(self.settle),
             output: Output {
                 json: self.json,
                 html: self.html,
@@ -262,8 +273,6 @@ fn sandboxes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
     use crate::cli::{Cli, Verb};
 
     fn parse(args: &[&str]) -> Result<bench::Request, String> {
