@@ -27,6 +27,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The name of the file with what a program prints.
 const LOG: &str = "log";
 
+/// Descriptors that a peer may have. Our own limit, raised for many sandboxes, is none to inherit: Firecracker
+/// makes its table as large as it may become, 8 MiB for a million. 2048 is what its jailer gives it.
+const DESCRIPTORS: u64 = 2048;
+
 /// Lines of it that an error repeats.
 const LINES: usize = 6;
 
@@ -103,6 +107,13 @@ impl Nest {
             .spawn()
             .map_err(error)?;
         drop(alone);
+        // Now, while it is still being loaded: between fork and exec there is no safe way.
+        if let Err(source) = process::limit_descriptors(process.id(), DESCRIPTORS) {
+            log::warn!(
+                "{} keeps our limit of open files: {source}",
+                program.display()
+            );
+        }
         let pidfd = match process::open(process.id()) {
             Ok(pidfd) => pidfd,
             Err(source) => {

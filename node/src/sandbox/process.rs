@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, pidfd_send_signal, setrlimit,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, pidfd_send_signal, prlimit,
+    setrlimit,
 };
 
 /// The pidfd of a child that has not been waited for.
 pub(super) fn open(pid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+    Ok(pidfd_open(raw(pid)?, PidfdFlags::empty())?)
 }
 
 /// Kills it; nothing happens if it has ended.
@@ -42,6 +41,21 @@ pub(super) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool
             other => return Ok(other? > 0),
         }
     }
+}
+
+/// Lets a process have no more than `limit` descriptors.
+pub(super) fn limit_descriptors(pid: u32, limit: u64) -> io::Result<()> {
+    let limit = Rlimit {
+        current: Some(limit),
+        maximum: Some(limit),
+    };
+    prlimit(Some(raw(pid)?), Resource::Nofile, limit)?;
+    Ok(())
+}
+
+fn raw(pid: u32) -> io::Result<Pid> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// Lets this process and its children have as many descriptors as the system grants them: each

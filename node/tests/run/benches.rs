@@ -141,6 +141,12 @@ fn a_peer_does_not_outlive_us_whatever_ends_us() {
                 .any(|(_, it)| it.starts_with("sleep "))
         };
         eventually("the peer's process", sleeps);
+        let (peer, _) = (fixture.processes().into_iter())
+            .find(|(_, it)| it.starts_with("sleep "))
+            .unwrap();
+        let limits = fs::read_to_string(format!("/proc/{peer}/limits")).unwrap();
+        let files = limits.lines().find(|it| it.starts_with("Max open files"));
+        assert!(files.unwrap().contains(" 2048 "), "{files:?}");
         let pid = i32::try_from(child.id())
             .ok()
             .and_then(Pid::from_raw)
