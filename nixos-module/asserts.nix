@@ -1,4 +1,4 @@
-# What cannot work, and what works less well than it could; each says what to do.
+# What cannot work; each says what to do.
 { config, lib, ... }:
 let
   cfg = config.services.rundlet;
@@ -13,22 +13,6 @@ let
   untagged = names: map (name: lib.removeSuffix ":latest" name) (lib.attrNames names);
   twice = names: lib.filter (name: lib.count (it: it == name) names > 1) (lib.unique names);
   doubles = twice (untagged cfg.images) ++ twice (untagged cfg.templates);
-
-  # The file system that /var/lib/rundlet is on, as far as the configuration knows.
-  mounts = lib.filter (path: config.fileSystems ? ${path}) [
-    "/var/lib/rundlet"
-    "/var/lib"
-    "/var"
-    "/"
-  ];
-  storeType = if mounts == [ ] then null else config.fileSystems.${lib.head mounts}.fsType;
-  noReflinks = lib.elem storeType [
-    "ext2"
-    "ext3"
-    "ext4"
-    "f2fs"
-    "tmpfs"
-  ];
 in
 {
   config = lib.mkIf cfg.enable {
@@ -48,10 +32,5 @@ in
         message = "services.rundlet.templates: a readyLine is printed by a warm-up; set warmUp as well, or remove readyLine.";
       }
     ];
-
-    warnings = lib.optional noReflinks (
-      "services.rundlet: /var/lib/rundlet is on ${storeType}, so each sandbox copies its scratch template; "
-      + "put it on XFS or btrfs, which share it."
-    );
   };
 }

@@ -22,11 +22,7 @@ let
       ];
     };
   reference = host ./reference.nix;
-  # Nothing but `enable`, on a file system that cannot reflink.
-  plain = host {
-    services.rundlet.enable = true;
-    fileSystems."/".fsType = "ext4";
-  };
+  plain = host { services.rundlet.enable = true; };
 
   refused = import ./refused.nix;
 

@@ -1,5 +1,5 @@
-//! Templates of scratch disks: an empty ext4 per size, made once. The block backend copies one for each
-//! sandbox (reflink or sparse), so mkfs is never on the start path and every byte counts that it wrote.
+//! Templates of scratch disks: an empty ext4 per size, made once. The block backend copies it for each
+//! sandbox, block by block as it is written: mkfs is never on the start path.
 
 use std::fs::{self, File};
 use std::io;
@@ -43,7 +43,7 @@ pub enum ScratchError {
     Failed { status: String, said: String },
 }
 
-/// A template and where its copies belong: on the same filesystem, so that they can be reflinks.
+/// A template, and where the files belong that hold what sandboxes wrote over it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     pub path: PathBuf,
@@ -71,7 +71,7 @@ pub fn template(store: &Store, mib: u64) -> Result<Template, ScratchError> {
     })
 }
 
-/// Where copies belong while they are in use.
+/// Where those files belong; they have no names.
 pub(crate) fn layers(store: &Store) -> PathBuf {
     store.scratch().join("layers")
 }

@@ -1,6 +1,6 @@
 //! Programs, the guest's files, and the image store.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -95,7 +95,7 @@ fn store(root: &Path) -> Vec<Check> {
             ),
         )];
     }
-    let mut checks = vec![images(root, found), reflink(&place)];
+    let mut checks = vec![images(root, found)];
     if let Ok(stat) = rustix::fs::statvfs(&place) {
         let mib = stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024);
         let found = format!("{mib} MiB free");
@@ -128,33 +128,10 @@ fn existing(path: &Path) -> PathBuf {
     found.unwrap_or_else(|| Path::new("/")).to_path_buf()
 }
 
-fn reflink(place: &Path) -> Check {
-    let advice = "fine, but each sandbox copies its scratch template; XFS or btrfs would share it";
-    match try_reflink(place) {
-        Ok(true) => Check::ok("store reflink", "yes"),
-        Ok(false) => Check::warn("store reflink", "no", advice),
-        Err(error) => Check::warn("store reflink", format!("cannot try: {error}"), advice),
-    }
-}
-
-fn try_reflink(place: &Path) -> std::io::Result<bool> {
-    let random = crate::claim::random_hex()?;
-    let paths = ["a", "b"].map(|end| place.join(format!(".rundlet-doctor-{random}-{end}")));
-    let attempt = || -> std::io::Result<bool> {
-        fs::write(&paths[0], [1; 4096])?;
-        let (from, to) = (File::open(&paths[0])?, File::create_new(&paths[1])?);
-        Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
-    };
-    let result = attempt();
-    for path in &paths {
-        // The second may not be there.
-        let _ = fs::remove_file(path);
-    }
-    result
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::doctor::Status;
 
@@ -163,7 +140,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("not/yet");
         let checks = store(&root);
-        assert_eq!(checks.len(), 3);
+        assert_eq!(checks.len(), 2);
         assert!(checks.iter().all(|check| check.status != Status::Fail));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
