@@ -18,7 +18,7 @@ mod tests;
 
 /// A guest that refuses does so at once; a reset that comes later is the VMM's own patience at its end
 /// (ten seconds), and on a host where hundreds start at once the guest may still come.
-const NO_REFUSAL: Duration = Duration::from_secs(5);
+const NO_REFUSAL: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 5000 });
 
 impl Agent {
     /// Has the guest freeze its programs and write its scratch disk: what is captured next is a template.
@@ -55,25 +55,8 @@ impl Agent {
         let mut bytes = format!("CONNECT {AGENT_PORT}\n").into_bytes();
         frame::write_message(&mut bytes, &Request::Hello { version: VERSION })?;
         frame::write_message(&mut bytes, request)?;
-        let reached = || loop {
-            let begun = Instant::now();
-            let stream = connect(&self.socket)?;
-            let mut timed = Until {
-                stream: &stream,
-                deadline,
-            };
-            let sent = timed.write_all(&bytes).map_err(AgentError::NoAgent);
-            match sent.and_then(|()| read_answer(&mut timed)) {
-                Ok(()) => return Ok(stream),
-                // The VMM gave up on a guest that is slow to run, before it passed anything on.
-                Err(AgentError::NoAgent(error))
-                    if error.kind() == io::ErrorKind::ConnectionReset
-                        && begun.elapsed() >= NO_REFUSAL => {}
-                Err(error) => return Err(error),
-            }
-        };
         let answer = || {
-            let stream = reached()?;
+            let stream = self.reach(&bytes, deadline)?;
             let mut timed = Until {
                 stream: &stream,
                 deadline,
@@ -89,6 +72,27 @@ impl Agent {
                 Err(AgentError::Late { request: name })
             }
             other => other,
+        }
+    }
+
+    /// A connection on which the guest has been sent `bytes`.
+    fn reach(&self, bytes: &[u8], deadline: Instant) -> Result<UnixStream, AgentError> {
+        loop {
+            let begun = Instant::now();
+            let stream = connect(&self.socket)?;
+            let mut timed = Until {
+                stream: &stream,
+                deadline,
+            };
+            let sent = timed.write_all(bytes).map_err(AgentError::NoAgent);
+            match sent.and_then(|()| read_answer(timed)) {
+                Ok(()) => return Ok(stream),
+                // The VMM gave up on a guest that is slow to run, before it passed anything on.
+                Err(AgentError::NoAgent(error))
+                    if error.kind() == io::ErrorKind::ConnectionReset
+                        && begun.elapsed() >= NO_REFUSAL => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }

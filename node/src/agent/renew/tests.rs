@@ -154,3 +154,26 @@ fn a_silent_and_a_dripping_guest_are_late() {
     );
     guest.join().unwrap();
 }
+
+#[test]
+fn a_guest_that_is_slow_to_run_is_asked_again_and_one_that_refuses_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vsock.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let vmm = thread::spawn(move || {
+        // Closed unread, as the VMM's end is when its patience is at an end.
+        let late = listener.accept().unwrap();
+        thread::sleep(NO_REFUSAL);
+        drop(late);
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 13]).unwrap();
+        answers(vec![HELLO, Reply::Prepared {}])(stream);
+        drop(listener.accept().unwrap());
+        drop(listener);
+    });
+    let agent = Agent::new(path);
+    agent.prepare(Instant::now() + PATIENCE).unwrap();
+    let error = agent.prepare(Instant::now() + PATIENCE).unwrap_err();
+    assert!(matches!(error, AgentError::NoAgent(_)), "{error:?}");
+    vmm.join().unwrap();
+}
