@@ -23,7 +23,7 @@ use crate::sandbox::{
     Cloned, Fleet, FleetError, FleetEvent, FleetSink, Member, MemberError, MemberInstants, Wish,
     ZygoteError,
 };
-use crate::template::{self, Record, TemplateName, Templates};
+use crate::template::{self, TemplateName};
 
 /// What was asked for.
 #[derive(Debug)]
@@ -136,43 +136,20 @@ pub(crate) fn start(
     name: &TemplateName,
     events: &FleetSink,
 ) -> Result<Fleet, RunError> {
-    let (record, why) = match attempt(place, name, events)? {
-        Ok(fleet) => return Ok(fleet),
-        Err(unfit) => unfit,
-    };
-    eprintln!("rundlet: template {name} is built again: {why}");
-    template::rebuild(place, wire, &record)?;
-    match attempt(place, name, events)? {
-        Ok(fleet) => Ok(fleet),
-        Err((_, why)) => Err(Cause::Unfit {
-            name: name.clone(),
-            source: Box::new(Cause::TemplateUnfit(why)),
+    template::with_fitting(place, wire, name, |template| {
+        let binding = template::binding_now(&place.store, &template.record)?;
+        if binding != template.record.binding {
+            let why = "it was made of another kernel or initrd than there is now";
+            return Err(Cause::TemplateUnfit(why.into()).into());
         }
-        .into()),
-    }
-}
-
-/// Why a template does not fit, and which one it was.
-type Unfit = (Record, String);
-
-fn attempt(
-    place: &Place,
-    name: &TemplateName,
-    events: &FleetSink,
-) -> Result<Result<Fleet, Unfit>, RunError> {
-    let templates = Templates::of(&place.store);
-    let template = templates.find(name).map_err(Cause::Template)?;
-    let record = template.record.clone();
-    let binding = template::binding_now(&place.store, &record)?;
-    if binding != record.binding {
-        let why = "it was made of another kernel or initrd than there is now";
-        return Ok(Err((record, why.into())));
-    }
-    match Fleet::start(Cloned { template, binding }, &place.runtime, events) {
-        Ok(fleet) => Ok(Ok(fleet)),
-        Err(FleetError::Zygote(ZygoteError::TemplateUnfit(why))) => Ok(Err((record, why))),
-        Err(error) => Err(Cause::Fleet(error).into()),
-    }
+        match Fleet::start(Cloned { template, binding }, &place.runtime, events) {
+            Ok(fleet) => Ok(fleet),
+            Err(FleetError::Zygote(ZygoteError::TemplateUnfit(why))) => {
+                Err(Cause::TemplateUnfit(why).into())
+            }
+            Err(error) => Err(Cause::Fleet(error).into()),
+        }
+    })
 }
 
 /// The janitor does the cleaning then.

@@ -127,7 +127,6 @@ fn run_booted(
     session(request, wire, &spec, &place.runtime, guest_files, since)
 }
 
-/// A template that no longer fits is built again, once.
 fn run_cloned(
     request: &Request,
     name: &TemplateName,
@@ -135,27 +134,11 @@ fn run_cloned(
     place: &Place,
     since: Instant,
 ) -> Result<u8, RunError> {
-    let templates = Templates::of(&place.store);
-    let template = templates.find(name).map_err(Cause::Template)?;
-    let record = template.record.clone();
-    match run_once(request, template, wire, place, since) {
-        Err(error) if error.is_template_unfit() => {
-            eprintln!("rundlet: template {name} is built again: {error}");
-            template::rebuild(place, wire, &record)?;
-        }
-        other => return other,
-    }
-    let template = templates.find(name).map_err(Cause::Template)?;
-    let result = run_once(request, template, wire, place, Instant::now());
-    result.map_err(|error| RunError {
-        cause: match error.cause {
-            cause @ Cause::TemplateUnfit(_) => Cause::Unfit {
-                name: name.clone(),
-                source: Box::new(cause),
-            },
-            cause => cause,
-        },
-        evidence: error.evidence,
+    // The building of another template is no part of a second start.
+    let mut since = Some(since);
+    template::with_fitting(place, wire, name, |template| {
+        let since = since.take().unwrap_or_else(Instant::now);
+        run_once(request, template, wire, place, since)
     })
 }
 

@@ -15,7 +15,7 @@ mod record;
 pub mod store;
 mod warm_up;
 
-pub(crate) use build::{binding_now, guest_files, rebuild};
+pub(crate) use build::{binding_now, guest_files, with_fitting};
 pub use inspection::{FileSize, Inspection};
 pub use name::TemplateName;
 pub use record::{Binding, Recipe, Record, RecordError, WarmUp};

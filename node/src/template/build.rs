@@ -72,9 +72,42 @@ pub fn build(request: &Request) -> Result<Record, RunError> {
     result
 }
 
-/// Builds a template again that was found unfit, unless somebody else has done so meanwhile. It gets the
-/// image it had, whatever that is called now.
-pub(crate) fn rebuild(place: &Place, wire: &Wire, unfit: &Record) -> Result<(), RunError> {
+/// Makes something of a template. One that no longer fits is built again, once, saying so.
+///
+/// # Errors
+/// Those of `attempt`; [`Cause::Unfit`] if a new template does not fit either.
+pub(crate) fn with_fitting<T>(
+    place: &Place,
+    wire: &Wire,
+    name: &TemplateName,
+    mut attempt: impl FnMut(Template) -> Result<T, RunError>,
+) -> Result<T, RunError> {
+    let templates = Templates::of(&place.store);
+    let template = templates.find(name).map_err(Cause::Template)?;
+    let record = template.record.clone();
+    match attempt(template) {
+        Err(error) if error.is_template_unfit() => {
+            eprintln!("rundlet: template {name} is built again: {error}");
+            rebuild(place, wire, &record)?;
+        }
+        other => return other,
+    }
+    let template = templates.find(name).map_err(Cause::Template)?;
+    attempt(template).map_err(|error| RunError {
+        cause: match error.cause {
+            cause @ Cause::TemplateUnfit(_) => Cause::Unfit {
+                name: name.clone(),
+                source: Box::new(cause),
+            },
+            cause => cause,
+        },
+        evidence: error.evidence,
+    })
+}
+
+/// Builds it again unless somebody else has done so meanwhile. It gets the image it had, whatever that is
+/// called now.
+fn rebuild(place: &Place, wire: &Wire, unfit: &Record) -> Result<(), RunError> {
     let templates = Templates::of(&place.store);
     let _one_at_a_time = templates.rebuild_lock().map_err(Cause::Template)?;
     // Unlocked at once, so that it can be removed when it is replaced.
