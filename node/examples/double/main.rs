@@ -340,6 +340,19 @@ fn request(from: &mut UnixStream) -> Result<Request, Box<dyn Error>> {
     }
 }
 
+/// The agent's socket has a name a moment before it listens.
+fn dial(agent: &Path) -> io::Result<UnixStream> {
+    for _ in 0..1000 {
+        match UnixStream::connect(agent) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+    UnixStream::connect(agent)
+}
+
 /// One connection from the host: `CONNECT 1024`, the greeting, then the agent.
 fn serve(mut host: UnixStream, agent: &Path) -> Anything {
     let mut line = [0; 13];
@@ -358,7 +371,7 @@ fn serve(mut host: UnixStream, agent: &Path) -> Anything {
         // The agent has no cgroups here to freeze anything with.
         return Ok(frame::write_message(&mut host, &Reply::Prepared {})?);
     }
-    let mut guest = UnixStream::connect(agent)?;
+    let mut guest = dial(agent)?;
     frame::write_message(&mut guest, &hello)?;
     frame::read(&mut guest, &mut Vec::new())?;
     frame::write_message(&mut guest, &wish)?;
