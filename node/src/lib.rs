@@ -15,6 +15,7 @@ pub mod digest;
 pub mod doctor;
 pub mod error;
 pub mod fleet;
+pub mod host;
 pub mod image;
 mod locks;
 pub mod places;

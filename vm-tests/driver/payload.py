@@ -34,9 +34,13 @@ def locked(tree: Path):
         yield
 
 
-def build(tree: Path, store: Path | None, tars: list[Path], say=print) -> Path:
-    """Makes the disk, or finds it made from the same files. Missing programs are named and left out."""
+def build(tree: Path, store: Path | None, tars: list[Path], say=print, peers: dict[str, Path] | None = None) -> Path:
+    """Makes the disk, or finds it made from the same files. Missing programs are named and left out.
+
+    `peers` are programs of others, by the name that they get in bin/.
+    """
     contents = _contents(tree, say) + [(f"test/{path.name}", path) for path in tars]
+    contents += [(f"bin/{name}", path) for name, path in (peers or {}).items()]
     if store is not None:
         contents += [(f"store/{path.relative_to(store)}", path) for path in sorted(store.rglob("*"))]
     cache = tree / "target/vm-tests/payload"

@@ -1,0 +1,3 @@
+//! The node as a daemon has it: sandboxes that outlive the daemon, in cgroups made ahead.
+
+pub mod model;
