@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import Machine
+from .machine import Machine, MachineError
 
 DEFAULT_TIMEOUT = 600
 _HEADER = re.compile(r"#\s*(worker|timeout|skip):\s*(.*\S)\s*$")
@@ -36,6 +36,8 @@ class Outcome:
     claim: Claim
     seconds: float
     error: str | None
+    # Whether it was the worker that failed.
+    machine_failed: bool = False
 
 
 class ClaimError(Exception):
@@ -87,15 +89,15 @@ def run(claim: Claim, machine: Machine) -> Outcome:
         "__name__": "claim",
         "__file__": str(claim.path),
     }
-    error = None
+    error, machine_failed = None, False
     try:
         exec(compile(claim.path.read_text(), str(claim.path), "exec"), names)
     except Exception as problem:
-        error = _explain(problem, claim.path)
+        error, machine_failed = _explain(problem, claim.path), isinstance(problem, MachineError)
         machine.log(error)
     finally:
         machine.deadline = None
-    return Outcome(claim, time.monotonic() - started, error)
+    return Outcome(claim, time.monotonic() - started, error, machine_failed)
 
 
 def _subtest(log: Callable[[str], None]):

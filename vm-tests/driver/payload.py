@@ -39,16 +39,16 @@ def build(tree: Path, store: Path | None, tars: list[Path], say=print, peers: di
 
     `peers` are programs of others, by the name that they get in bin/.
     """
-    contents = _contents(tree, say) + [(f"test/{path.name}", path) for path in tars]
-    contents += [(f"bin/{name}", path) for name, path in (peers or {}).items()]
+    parts = contents(tree, say) + [(f"test/{path.name}", path) for path in tars]
+    parts += [(f"bin/{name}", path) for name, path in (peers or {}).items()]
     if store is not None:
-        contents += [(f"store/{path.relative_to(store)}", path) for path in sorted(store.rglob("*"))]
+        parts += [(f"store/{path.relative_to(store)}", path) for path in sorted(store.rglob("*"))]
     cache = tree / "target/vm-tests/payload"
     cache.mkdir(parents=True, exist_ok=True)
-    disk = cache / f"{_fingerprint(contents)}.erofs"
+    disk = cache / f"{_fingerprint(parts)}.erofs"
     if not disk.exists():
         _remove_old(cache)
-        _make_disk(contents, disk)
+        _make_disk(parts, disk)
     os.utime(disk)
     return disk
 
@@ -78,7 +78,8 @@ def import_store(tree: Path, tars: list[Path], say=print) -> Path | None:
     return store
 
 
-def _contents(tree: Path, say) -> list[tuple[str, Path]]:
+def contents(tree: Path, say) -> list[tuple[str, Path]]:
+    """What is under test, by the name that it has in the worker."""
     contents, missing = [], []
     for folder, names in (("bin", PROGRAMS), ("share/rundlet", GUEST_FILES)):
         for name in names:

@@ -35,6 +35,8 @@ class WorkerFiles:
     image: Path
     qemu: Path
     payload: Path
+    # Root filesystems in the payload.
+    tars: tuple[Path, ...] = ()
 
 
 def choose_accelerator(rundlet: Path) -> tuple[str, str]:
