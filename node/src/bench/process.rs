@@ -153,20 +153,39 @@ Private_Dirty:       180 kB
         assert_eq!(parse_schedstat(""), None);
     }
 
-    #[test]
-    fn our_own_process_has_figures_and_a_dead_one_none() {
-        let pid = std::process::id();
-        let memory = memory(pid).unwrap();
-        assert!(memory.rss_kib >= memory.pss_kib && memory.pss_kib >= memory.uss_kib);
-        let began = Instant::now();
-        let before = cpu(pid).unwrap().own;
-        while began.elapsed() < Duration::from_millis(60) {
-            std::hint::spin_loop();
+    /// A shell of ours; this process itself is no subject, since threads of other tests come and go in it.
+    struct Shell(std::process::Child);
+
+    impl Shell {
+        fn run(script: &str) -> Self {
+            let mut command = std::process::Command::new("sh");
+            Self(command.args(["-c", script]).spawn().unwrap())
         }
-        assert!(cpu(pid).unwrap().own > before);
-        let before = sleeps(pid);
-        std::thread::sleep(Duration::from_millis(1));
-        assert!(sleeps(pid) > before);
+
+        fn until(&self, holds: impl Fn(u32) -> bool) {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !holds(self.0.id()) {
+                assert!(Instant::now() < deadline);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_process_has_figures_and_a_dead_one_none() {
+        let memory = memory(std::process::id()).unwrap();
+        assert!(memory.rss_kib >= memory.pss_kib && memory.pss_kib >= memory.uss_kib);
+        let busy = Shell::run("while :; do :; done");
+        busy.until(|pid| cpu(pid).unwrap().own > Duration::from_millis(20));
+        let sleepy = Shell::run("while :; do sleep 0.01; done");
+        sleepy.until(|pid| sleeps(pid) >= 3);
         assert!(cpu(u32::MAX).is_none());
         assert_eq!(sleeps(u32::MAX), 0);
     }
