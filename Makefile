@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 GUEST := target/guest
 
-.PHONY: help setup build kernel initrd demo test lint unit scripts nix-check emulated claims bench fuzz install clean
+.PHONY: help setup build kernel initrd demo test lint unit scripts nix-check emulated claims bench compare fuzz install clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -53,6 +53,9 @@ claims: build ## the promises, each a test in a worker VM
 
 bench: build ## the figures of docs/budgets.md, in one run
 	vm-tests/run --bench
+
+compare: build ## ours beside peers, by `rundlet bench` in workers; FIRECRACKER=PATH to have that, too
+	vm-tests/run $(if $(FIRECRACKER),--with firecracker=$(FIRECRACKER)) --compare
 
 fuzz: setup ## every parser of hostile bytes, SECONDS each (default 600)
 	fuzz/run.sh $(SECONDS_EACH)
