@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 readonly suite=bookworm kernel_package=linux-image-6.12-cloud-amd64 data_size=16G
-readonly packages=systemd,systemd-sysv,dbus,kmod,iproute2,procps,psmisc,util-linux,mount,e2fsprogs,erofs-utils,xfsprogs,python3-minimal,libpython3-stdlib,strace,busybox-static
+readonly packages=systemd,systemd-sysv,dbus,kmod,iproute2,procps,psmisc,util-linux,mount,e2fsprogs,erofs-utils,xfsprogs,python3-minimal,libpython3-stdlib,strace,curl,busybox-static
 readonly initrd_modules="virtio_blk erofs overlay xfs"
 readonly keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
