@@ -55,6 +55,7 @@ class Figures:
 def run(machine: Machine) -> Figures:
     figures = Figures()
     _measure_boots(machine, figures)
+    _measure_clones(machine, figures)
     for name, path in (("kernel image", "vmlinux"), ("init and its initramfs", "initrd.cpio")):
         figures.bytes[name] = int(machine.succeed(f"stat -c %s /opt/rundlet/share/rundlet/{path}"))
     _measure_reads(machine, figures)
@@ -90,6 +91,24 @@ def _measure_boots(machine: Machine, figures: Figures) -> None:
         })  # fmt: skip
     figures.boot_ms = {name: statistics.median(boot[name] for boot in boots) / 1000 for name in boots[0]}
     figures.memory_kib = {name: round(statistics.median(memory[name] for memory in memories)) for name in memories[0]}
+
+
+def _measure_clones(machine: Machine, figures: Figures) -> None:
+    """Medians of single clones without a zygote: each verifies its template."""
+    machine.succeed("rundlet template build --memory 128 debian base")
+    clones: list[dict[str, float]] = []
+    for _ in range(BOOTS + 1):
+        shown = machine.succeed("rundlet run --timeline --template base -- echo here 2>&1")
+        lines = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+        node = next(line["timeline"] for line in lines if "timeline" in line)["node_us"]
+        clones.append({
+            "clone, from `rundlet run --template` to renewed agent": node["ready"],
+            "clone, from `rundlet run --template` to the command's first output": node["first_output"],
+        })  # fmt: skip
+    # The first one warms the caches.
+    for name in clones[0]:
+        figures.boot_ms[name] = statistics.median(clone[name] for clone in clones[1:]) / 1000
+    machine.succeed("rundlet template rm base")
 
 
 # -- reads: one guest of ours with the same file twice, once through each backend -------------------------------
