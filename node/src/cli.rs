@@ -3,6 +3,7 @@
 mod bench;
 mod fleet;
 mod image;
+mod pool;
 mod run;
 mod template;
 mod words;
@@ -19,6 +20,7 @@ use rundlet_node::template::TemplateName;
 pub(crate) use bench::{Bench, BenchVerb};
 pub(crate) use fleet::Fleet;
 pub(crate) use image::{Image, ImageVerb, Import, List, Remove};
+pub(crate) use pool::Pool;
 pub(crate) use run::Run;
 pub(crate) use template::{
     Build, Inspect, List as TemplateList, Remove as TemplateRemove, Template, TemplateVerb,
@@ -48,6 +50,7 @@ pub(crate) enum Verb {
     Template(Box<Template>),
     Fleet(Fleet),
     Bench(Bench),
+    Pool(Pool),
     Doctor(Doctor),
 }
 

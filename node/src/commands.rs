@@ -4,10 +4,11 @@ use std::error::Error;
 use std::time::Instant;
 
 use rundlet_node::error::chain;
+use rundlet_node::host::config::Config;
 use rundlet_node::image::{Store, import};
 use rundlet_node::sandbox::{Evidence, printable};
 use rundlet_node::template::{Templates, build};
-use rundlet_node::{bench, doctor, fleet, places, run as recipe};
+use rundlet_node::{bench, doctor, fleet, places, pool, run as recipe};
 
 use crate::cli;
 
@@ -239,6 +240,19 @@ fn template_remove(args: &cli::TemplateRemove) -> Result<(), Box<dyn Error>> {
     templates()?.remove(&args.name)?;
     println!("removed {}", args.name);
     Ok(())
+}
+
+pub(crate) fn pool(args: &cli::Pool) -> u8 {
+    let keep = || -> Result<(), Box<dyn Error>> {
+        Ok(pool::keep(&Config::load(args.config.as_deref())?.cgroup)?)
+    };
+    match keep() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("rundlet: {}", chain(&*error));
+            FAILED
+        }
+    }
 }
 
 pub(crate) fn doctor(args: &cli::Doctor) -> u8 {

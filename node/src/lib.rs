@@ -7,6 +7,8 @@
 //!
 //! Many, from here: [`template`] keeps and builds what clones are made of, [`sandbox::Fleet`] makes them,
 //! [`fleet`] is the recipe of `rundlet fleet`.
+//!
+//! What a daemon needs: [`host::config`] says how it shall be, [`pool`] makes cgroups ahead.
 
 pub mod agent;
 pub mod bench;
@@ -18,7 +20,9 @@ pub mod fleet;
 pub mod host;
 pub mod image;
 mod locks;
+pub mod notify;
 pub mod places;
+pub mod pool;
 pub mod run;
 pub mod sandbox;
 pub mod scratch;

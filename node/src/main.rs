@@ -40,6 +40,7 @@ fn main() -> ExitCode {
             Some(Verb::Bench(bench)) => {
                 commands::bench(bench.verb, args.into_iter().skip(1).collect())
             }
+            Some(Verb::Pool(args)) => commands::pool(&args),
             Some(Verb::Doctor(args)) => commands::doctor(&args),
             None => {
                 eprintln!("rundlet: what to do is missing; `rundlet --help` lists it");

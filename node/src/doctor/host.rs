@@ -1,17 +1,18 @@
 //! The host's kernel and its settings.
 
 use std::fs;
+use std::path::Path;
 
 use super::Check;
+use crate::pool::{self, Support};
 
-/// CGROUP2_SUPER_MAGIC, statfs(2).
-const CGROUP2: u64 = 0x6367_7270;
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Oldest kernel that is tested: pidfd, openat2, clone3 into a cgroup are all there.
 const OLDEST: (u32, u32) = (5, 10);
 
 pub(super) fn examine() -> Vec<Check> {
-    vec![kernel(), cgroup(), memory(), overcommit(), huge_pages()]
+    vec![kernel(), cgroup2(), memory(), overcommit(), huge_pages()]
 }
 
 fn kernel() -> Check {
@@ -31,15 +32,23 @@ fn kernel() -> Check {
     Check::ok("kernel", release)
 }
 
-fn cgroup() -> Check {
-    let magic = rustix::fs::statfs("/sys/fs/cgroup").map(|it| u64::try_from(it.f_type));
-    match magic {
-        Ok(Ok(CGROUP2)) => Check::ok("cgroup", "version 2"),
-        _ => Check::warn(
-            "cgroup",
-            "no unified version 2 on /sys/fs/cgroup",
-            "boot with systemd.unified_cgroup_hierarchy=1; sandboxes run without, but with no limits of the host's",
+/// What the daemon needs; `run` and `fleet` do without.
+fn cgroup2() -> Check {
+    let name = "cgroup2";
+    match pool::support(Path::new(CGROUPS)) {
+        Support::NotVersion2 => Check::warn(
+            name,
+            format!("no unified hierarchy on {CGROUPS}"),
+            "boot with systemd.unified_cgroup_hierarchy=1: `rundlet serve` refuses to start; `run` goes without limits of the host's",
         ),
+        Support::Missing(controller) => Check::warn(
+            name,
+            format!("no controller {controller}"),
+            format!(
+                "boot without cgroup_disable={controller}, or have it delegated to this container: `rundlet serve` refuses to start"
+            ),
+        ),
+        Support::Full => Check::ok(name, "cpu, memory and pids can be limited"),
     }
 }
 
