@@ -5,12 +5,14 @@
 //! batch        many starts at the same moment
 //! start        batches over concurrency, on an empty host and on one with sandboxes
 //! density      idle sandboxes, more and more
+//! cgroup       a cgroup for each start, from the pool and without it
 //! report       all figures as JSON; table and page make something to look at of it
 //! ```
 //!
 //! What must hold: no figure that was not measured, and nothing left behind, however it ends.
 
 mod batch;
+mod cgroup;
 mod contender;
 mod copy;
 mod density;
@@ -47,6 +49,7 @@ use crate::run::{Cause, Place};
 use lineup::Lineup;
 use session::Session;
 
+pub use cgroup::{CgroupPlan, ROOT as CGROUP_ROOT, WayError, run as run_cgroup};
 pub use density::DensityPlan;
 pub use lineup::{Peer, PeerName, Sandboxes};
 pub use report::{Report, ReportError};
@@ -89,6 +92,8 @@ pub enum BenchError {
     Path(#[from] PathError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error(transparent)]
+    Cgroup(#[from] WayError),
     #[error("cannot listen to signals")]
     Signals(#[source] io::Error),
     #[error("cannot write to stdout")]
@@ -199,8 +204,12 @@ fn write(report: &Report, output: &Output) -> Result<(), BenchError> {
         }
         None => table::table(report),
     };
+    print(&shown)
+}
+
+fn print(text: &str) -> Result<(), BenchError> {
     let mut out = io::stdout().lock();
-    out.write_all(shown.as_bytes())
+    out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(BenchError::Stdout)
 }

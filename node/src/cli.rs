@@ -96,6 +96,8 @@ pub(crate) enum UsageError {
     NothingToBench,
     #[error("{0} is 0, at least 1 is needed")]
     Nought(&'static str),
+    #[error("{0} has a number above {1}")]
+    TooMany(&'static str, u32),
     #[error(
         "{0} is about the warm-up; give that after `--`: rundlet template build IMAGE NAME -- CMD ARGS…"
     )]

@@ -80,6 +80,15 @@ pub(crate) fn bench(verb: cli::BenchVerb, command: Vec<String>) -> u8 {
     let request = match verb {
         cli::BenchVerb::Start(start) => start.request(command),
         cli::BenchVerb::Density(density) => density.request(command),
+        cli::BenchVerb::Cgroup(cgroup) => {
+            return match cgroup.plan() {
+                Ok(plan) => told(bench::run_cgroup(&plan)),
+                Err(error) => {
+                    eprintln!("rundlet: {error}");
+                    USAGE
+                }
+            };
+        }
         cli::BenchVerb::Report(merge) => {
             return told(bench::merge(&merge.files, &merge.output()));
         }

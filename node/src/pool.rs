@@ -31,7 +31,9 @@ use std::path::PathBuf;
 use crate::error::PathError;
 
 pub use cgroup::CgroupPool;
+pub(crate) use group::Group;
 pub use keeper::keep;
+pub(crate) use limits::write as write_limits;
 pub use limits::{LimitError, check};
 pub use slot::Slot;
 pub use tree::{Support, support};

@@ -4,7 +4,7 @@ use super::numbers::Summary;
 use super::report::{Density, DensityRow, Report, StartRow, SystemReport};
 
 /// Columns of text: the first flush left, the others flush right.
-fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |place: usize| {
         let cells = rows.iter().filter_map(|row| row.get(place));
         let widest = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);

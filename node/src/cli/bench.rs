@@ -1,5 +1,7 @@
 //! `rundlet bench`.
 
+mod cgroup;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use rundlet_node::run::Machine;
 use rundlet_node::template::TemplateName;
 
 use super::{SCRATCH_MIB, UsageError};
+use cgroup::Cgroup;
 
 /// Memory of a measured sandbox where nothing is said, MiB: what other people's figures are of.
 const BENCH_MEMORY_MIB: u32 = 128;
@@ -33,6 +36,7 @@ pub(crate) struct Bench {
 pub(crate) enum BenchVerb {
     Start(Box<Start>),
     Density(Box<Density>),
+    Cgroup(Cgroup),
     Report(Merge),
 }
 
@@ -285,7 +289,7 @@ mod tests {
         match bench.verb {
             BenchVerb::Start(start) => start.request(command),
             BenchVerb::Density(density) => density.request(command),
-            BenchVerb::Report(merge) => panic!("{merge:?}"),
+            other => panic!("{other:?}"),
         }
         .map_err(|error| error.to_string())
     }

@@ -17,26 +17,26 @@ const BASE_BYTES: usize = 32;
 
 /// A cgroup, by path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Group {
+pub(crate) struct Group {
     path: PathBuf,
 }
 
 impl Group {
-    pub(super) fn at(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn read(&self, file: &str) -> io::Result<String> {
+    pub(crate) fn read(&self, file: &str) -> io::Result<String> {
         fs::read_to_string(self.path.join(file))
     }
 
     /// One write(2), which is what the kernel takes as one setting. Makes no file: one that is missing belongs to a
     /// controller that is not enabled.
-    pub(super) fn write(&self, file: &str, value: &str) -> io::Result<()> {
+    pub(crate) fn write(&self, file: &str, value: &str) -> io::Result<()> {
         let mut file = OpenOptions::new()
             .write(true)
             .truncate(true)
@@ -45,45 +45,45 @@ impl Group {
     }
 
     /// What clone3(2) takes for CLONE_INTO_CGROUP.
-    pub(super) fn open(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(CWD, &self.path, flags, Mode::empty())?)
     }
 
     /// Moves a process here.
-    pub(super) fn join(&self, pid: u32) -> io::Result<()> {
+    pub(crate) fn join(&self, pid: u32) -> io::Result<()> {
         self.write("cgroup.procs", &pid.to_string())
     }
 
     /// Kills all of it, also what is being forked at this moment.
-    pub(super) fn kill(&self) -> io::Result<()> {
+    pub(crate) fn kill(&self) -> io::Result<()> {
         self.write("cgroup.kill", "1")
     }
 
-    pub(super) fn is_populated(&self) -> io::Result<bool> {
+    pub(crate) fn is_populated(&self) -> io::Result<bool> {
         Events::open(self)?.is_populated()
     }
 
     /// `memory.current`, bytes.
-    pub(super) fn memory_current(&self) -> io::Result<u64> {
+    pub(crate) fn memory_current(&self) -> io::Result<u64> {
         let text = self.read("memory.current")?;
         text.trim().parse().map_err(|_| malformed("memory.current"))
     }
 
     /// `usage_usec` since the cgroup was made.
-    pub(super) fn cpu_total_us(&self) -> io::Result<u64> {
+    pub(crate) fn cpu_total_us(&self) -> io::Result<u64> {
         let text = self.read("cpu.stat")?;
         field(&text, "usage_usec").ok_or_else(|| malformed("cpu.stat"))
     }
 
     /// What was last given to [`Group::set_cpu_base_us`]; nothing where that could not be kept.
-    pub(super) fn cpu_base_us(&self) -> Option<u64> {
+    pub(crate) fn cpu_base_us(&self) -> Option<u64> {
         let mut value = [0_u8; BASE_BYTES];
         let length = rustix::fs::getxattr(&self.path, BASE, &mut value).ok()?;
         std::str::from_utf8(value.get(..length)?).ok()?.parse().ok()
     }
 
-    pub(super) fn set_cpu_base_us(&self, base: u64) -> io::Result<()> {
+    pub(crate) fn set_cpu_base_us(&self, base: u64) -> io::Result<()> {
         let value = base.to_string();
         rustix::fs::setxattr(&self.path, BASE, value.as_bytes(), XattrFlags::empty())?;
         Ok(())
@@ -92,14 +92,14 @@ impl Group {
 
 /// `cgroup.events`, kept open: poll(2) tells of a change since it was last read.
 #[derive(Debug)]
-pub(super) struct Events(File);
+pub(crate) struct Events(File);
 
 impl Events {
-    pub(super) fn open(group: &Group) -> io::Result<Self> {
+    pub(crate) fn open(group: &Group) -> io::Result<Self> {
         File::open(group.path.join("cgroup.events")).map(Self)
     }
 
-    pub(super) fn is_populated(&self) -> io::Result<bool> {
+    pub(crate) fn is_populated(&self) -> io::Result<bool> {
         let mut bytes = [0_u8; 256];
         let length = self.0.read_at(&mut bytes, 0)?;
         let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
@@ -109,7 +109,7 @@ impl Events {
         }
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.0
     }
 }

@@ -87,7 +87,7 @@ type Setting = (&'static str, String);
 
 /// Gives `group`, which has the limits `from`, the limits `to`, and writes only where these differ. Of unknown limits
 /// every file is written. After an error the group's limits are unknown.
-pub(super) fn write(group: &Group, from: Option<&Limits>, to: &Limits) -> Result<(), PoolError> {
+pub(crate) fn write(group: &Group, from: Option<&Limits>, to: &Limits) -> Result<(), PoolError> {
     let held;
     let from_io = match from {
         Some(from) => &from.io,
