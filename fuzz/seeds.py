@@ -183,6 +183,8 @@ for name, count, value in [
     ("foreign-number", 0, {**bare, "spec": {"binding": {}, "console": {"fd": 3}}}),
 ]:
     save("clone_request", name, bytes([count]) + json.dumps({"clone": value}).encode())
+boot = {"id": "b", "spec": {"kernel": {"path": "/k"}, "memory_mib": 128, "vcpus": 1}, "fds": ["console"]}
+save("clone_request", "boot", bytes([1]) + json.dumps({"boot": boot}).encode())
 
 # template_state
 

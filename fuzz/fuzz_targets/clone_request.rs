@@ -9,9 +9,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libfuzzer_sys::fuzz_target;
-use rundlet_vmm::spec::{self, ConsoleSink};
+use rundlet_vmm::spec::{self, ConsoleSink, ConsoleSpec};
 use rundlet_vmm::zygote::channel::{Channel, MAX_DESCRIPTORS, MAX_REQUEST_BYTES, Received};
-use rundlet_vmm::zygote::order::{self, Gifts, Order};
+use rundlet_vmm::zygote::order::{self, Gifts, Order, Wanted};
 use rundlet_vmm::zygote::wire::Request;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -61,12 +61,21 @@ fn refused(json: &[u8], error: &str) {
 }
 
 fn check(order: Order, count: usize) {
-    let Order { id, spec, gifts } = order;
+    let Order { id, wanted, gifts } = order;
     assert!(order::usable(&id));
-    assert!(spec.disks.len() <= spec::MAX_DISKS);
-    let labels = spec.binding.labels();
-    assert!(labels.len() <= spec::MAX_LABELS);
-    let sink = spec.console.map(|console| console.sink);
+    let console: Option<ConsoleSpec> = match wanted {
+        Wanted::Clone(spec) => {
+            assert!(spec.disks.len() <= spec::MAX_DISKS);
+            assert!(spec.binding.labels().len() <= spec::MAX_LABELS);
+            spec.console
+        }
+        Wanted::Boot(spec) => {
+            assert!(spec.devices.disks.len() <= spec::MAX_DISKS);
+            assert!(spec::VCPUS.contains(&spec.vcpus));
+            spec.devices.console
+        }
+    };
+    let sink = console.map(|console| console.sink);
     let number = gifts.console.as_ref().map(AsRawFd::as_raw_fd);
     match sink {
         Some(ConsoleSink::Fd(sink)) => assert_eq!(Some(sink), number),

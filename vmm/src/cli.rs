@@ -55,14 +55,14 @@ pub struct Clone {
     pub control: Option<PathBuf>,
 }
 
-/// Hold a template, and make clones of it when asked to. Exit status: 0 the socket was closed, 1 host
-/// error, 2 bad usage, 3 and 4 as of clone. A clone that it made exits as clone does.
+/// Make clones of a template, or, without one, boot sandboxes, when asked to. Exit status: 0 the socket was
+/// closed, 1 host error, 2 bad usage, 3 and 4 as of clone. What it made exits as clone or boot does.
 #[derive(Debug, FromArgs)]
 #[argh(subcommand, name = "zygote")]
 pub struct Zygote {
     /// the template's directory
     #[argh(option)]
-    pub template: PathBuf,
+    pub template: Option<PathBuf>,
     /// number of an inherited unix socket of type seqpacket, for requests and answers
     #[argh(option)]
     pub socket: i32,

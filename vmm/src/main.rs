@@ -16,7 +16,8 @@ use rundlet_vmm::timeline::Timeline;
 use rundlet_vmm::wire::{self, Event, emit};
 use rundlet_vmm::zygote::channel::Channel;
 use rundlet_vmm::zygote::child::{Child, Settled};
-use rundlet_vmm::zygote::{Served, Zygote};
+use rundlet_vmm::zygote::order::Wanted;
+use rundlet_vmm::zygote::{Makes, Served, Zygote};
 use rustix::thread::set_name;
 
 /// Exit code of a bad spec or command line.
@@ -65,18 +66,23 @@ fn clone(arguments: Clone, timeline: &Timeline) -> anyhow::Result<ExitCode> {
     Ok(run(running, timeline))
 }
 
-/// Returns in the zygote and in each of its clones.
+/// Returns in the zygote and in each of its children.
 fn zygote(arguments: &cli::Zygote) -> anyhow::Result<ExitCode> {
     let channel = Channel::adopt(arguments.socket)
         .with_context(|| format!("--socket: cannot use descriptor {}", arguments.socket))?;
     set_name(c"rundlet-zygote")?;
-    let template = match Template::open(&arguments.template) {
+    let template = arguments.template.as_deref().map(Template::open);
+    let template = match template.transpose() {
         Ok(template) => template,
         Err(error) => return Ok(end(&error.outcome())),
     };
-    match Zygote::new(channel).and_then(Zygote::serve) {
+    let makes = match template {
+        Some(_) => Makes::Clones,
+        None => Makes::Boots,
+    };
+    match Zygote::new(channel, makes).and_then(Zygote::serve) {
         Ok(Served::Closed) => Ok(ExitCode::SUCCESS),
-        Ok(Served::Child(child)) => become_clone(*child, &template),
+        Ok(Served::Child(child)) => become_sandbox(*child, template.as_ref()),
         Err(error) => Ok(end(&Outcome::Error(format!(
             "{:#}",
             anyhow::Error::new(error)
@@ -84,18 +90,25 @@ fn zygote(arguments: &cli::Zygote) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn become_clone(child: Child, template: &Template) -> anyhow::Result<ExitCode> {
+fn become_sandbox(child: Child, template: Option<&Template>) -> anyhow::Result<ExitCode> {
     let timeline = child.timeline();
     let Settled {
-        spec,
+        wanted,
         ties,
         console,
-    } = child.settle().context("a clone cannot settle")?;
-    let running = sandbox::restore(template, &spec, &ties, &timeline);
+    } = child.settle().context("a sandbox cannot settle")?;
+    let running = match (&wanted, template) {
+        (Wanted::Clone(spec), Some(template)) => {
+            let running = sandbox::restore(template, spec, &ties, &timeline);
+            if running.is_ok() {
+                emit(&timeline.event());
+            }
+            running
+        }
+        (Wanted::Boot(spec), _) => sandbox::boot(spec, &ties, &timeline),
+        (Wanted::Clone(_), None) => anyhow::bail!("a clone needs a template"),
+    };
     drop((ties, console));
-    if running.is_ok() {
-        emit(&timeline.event());
-    }
     Ok(run(running, &timeline))
 }
 

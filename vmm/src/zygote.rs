@@ -1,14 +1,15 @@
-//! The zygote: a process that holds a template, opened and verified once, and becomes its clones.
+//! The zygote: a process that becomes sandboxes. With a template, which is opened and verified once, they
+//! are its clones; without one, they boot.
 //!
-//! One thread, no template of its own to run: it waits for a request on its socket, forks straight into
+//! One thread, nothing of its own to run: it waits for a request on its socket, forks straight into
 //! the cgroup that came along, and tells the node when a child has ended. The child *returns* from
 //! [`Zygote::serve`] with what it was ordered to be, after everything that is the zygote's has been
-//! dropped, and goes on as the `clone` command would; there is no second way to run a clone.
+//! dropped, and goes on as the `clone` or `boot` command would; there is no second way to run a sandbox.
 //!
 //! What must hold:
 //! * No threads, ever: a fork copies one only. [`fork::fork`] refuses otherwise.
 //! * Nothing of a sandbox is touched here, least of all the template's RAM: what the zygote writes or
-//!   faults in, every clone pays for.
+//!   faults in, every child pays for.
 //! * Each child is reported exactly once, after it was announced, however slowly the node reads: while
 //!   answers wait to be sent no request is taken, so that what is kept is one record per child and one
 //!   refusal.
@@ -28,7 +29,7 @@ use thiserror::Error;
 use self::channel::{Channel, Datagram, Received, Sent};
 use self::child::Child;
 use self::fork::{ChildSignal, Fork};
-use self::order::Order;
+use self::order::{Order, Wanted};
 use self::wire::{Answer, Request};
 
 pub mod channel;
@@ -62,6 +63,30 @@ pub enum ZygoteError {
     Send(#[source] io::Error),
 }
 
+/// What a zygote makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Makes {
+    /// Clones of the template that it holds.
+    Clones,
+    /// Sandboxes that boot.
+    Boots,
+}
+
+impl Makes {
+    /// Why not.
+    fn refusal(self, wanted: &Wanted) -> Option<&'static str> {
+        match (self, wanted) {
+            (Self::Clones, Wanted::Clone(_)) | (Self::Boots, Wanted::Boot(_)) => None,
+            (Self::Clones, Wanted::Boot(_)) => {
+                Some("boot: this zygote holds a template; ask one without --template")
+            }
+            (Self::Boots, Wanted::Clone(_)) => {
+                Some("clone: this zygote holds no template; ask one with --template")
+            }
+        }
+    }
+}
+
 /// How serving ended.
 #[derive(Debug)]
 pub enum Served {
@@ -88,6 +113,7 @@ struct Waiting {
 /// The live zygote.
 #[derive(Debug)]
 pub struct Zygote {
+    makes: Makes,
     channel: Channel,
     signal: ChildSignal,
     /// Ids of the children that have not ended.
@@ -99,8 +125,9 @@ pub struct Zygote {
 
 impl Zygote {
     /// A zygote at the other end of `channel`.
-    pub fn new(channel: Channel) -> Result<Self, ZygoteError> {
+    pub fn new(channel: Channel, makes: Makes) -> Result<Self, ZygoteError> {
         Ok(Self {
+            makes,
             channel,
             signal: ChildSignal::take().map_err(ZygoteError::Children)?,
             children: BTreeMap::new(),
@@ -180,6 +207,10 @@ impl Zygote {
                 return Turn::Next;
             }
         };
+        if let Some(why) = self.makes.refusal(&order.wanted) {
+            self.refuse(Some(order.id), why);
+            return Turn::Next;
+        }
         match fork::fork(order.gifts.cgroup.as_ref().map(AsFd::as_fd)) {
             Ok(Fork::Child) => Turn::End(Served::Child(Box::new(Child::new(order, since)))),
             Ok(Fork::Parent { pid, pidfd }) => {
@@ -191,8 +222,8 @@ impl Zygote {
             }
             Err(error) => {
                 let place = match order.gifts.cgroup {
-                    Some(_) => " in the cgroup of clone.fds",
-                    None => "",
+                    Some(_) => format!(" in the cgroup of {}.fds", order.wanted.verb()),
+                    None => String::new(),
                 };
                 let message = format!("cannot start a process{place}: {error}");
                 self.refuse(Some(order.id), &message);
@@ -229,7 +260,7 @@ impl Zygote {
 
     fn refuse(&mut self, id: Option<String>, message: &str) {
         let message: String = message.chars().take(MAX_MESSAGE).collect();
-        log::warn!("refused a clone: {message}");
+        log::warn!("refused a request: {message}");
         self.say(Answer::Refused { id, message });
     }
 

@@ -1,4 +1,4 @@
-//! A clone's process, between the fork and its restore.
+//! A sandbox's process, between the fork and its recipe.
 
 use std::ffi::CString;
 use std::io;
@@ -8,12 +8,11 @@ use std::time::Instant;
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 use rustix::thread::set_name;
 
-use super::order::{Gifts, Order};
+use super::order::{Gifts, Order, Wanted};
 use crate::sandbox::Ties;
-use crate::spec::CloneSpec;
 use crate::timeline::Timeline;
 
-/// A clone to be.
+/// A sandbox to be.
 #[derive(Debug)]
 pub struct Child {
     order: Order,
@@ -24,10 +23,10 @@ pub struct Child {
 #[derive(Debug)]
 pub struct Settled {
     /// What it shall be.
-    pub spec: CloneSpec,
-    /// Its lifeline; a clone of a zygote has no control socket.
+    pub wanted: Wanted,
+    /// Its lifeline; a child of a zygote has no control socket.
     pub ties: Ties,
-    /// The spec's console writes here; to be kept open until that has been restored.
+    /// The spec's console writes here; to be kept open until the devices are built.
     pub console: Option<OwnedFd>,
 }
 
@@ -47,7 +46,7 @@ impl Child {
 
     /// Takes a name and standard output and error of its own.
     pub fn settle(self) -> io::Result<Settled> {
-        let Order { id, spec, gifts } = self.order;
+        let Order { id, wanted, gifts } = self.order;
         let Gifts {
             cgroup,
             lifeline,
@@ -71,7 +70,7 @@ impl Child {
         };
         self.timeline.mark("settled");
         Ok(Settled {
-            spec,
+            wanted,
             ties,
             console,
         })

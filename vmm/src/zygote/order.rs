@@ -4,10 +4,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use thiserror::Error;
 
-use super::wire::{CloneRequest, Request, Role};
-use crate::spec::{CloneSpec, SpecError};
-use crate::wire::ParseError;
+use super::wire::{ChildRequest, Request, Role};
+use crate::spec::{CloneSpec, SandboxSpec, SpecError};
+use crate::wire::{self, ParseError};
 
+/// Words of requests.
+const CLONE: &str = "clone";
+const BOOT: &str = "boot";
 /// The longest id.
 pub const MAX_ID: usize = 64;
 
@@ -18,26 +21,57 @@ pub enum OrderError {
     #[error(transparent)]
     Parse(#[from] ParseError),
     /// The id cannot be used.
-    #[error("clone.id: must be 1 to {MAX_ID} letters, digits, dots, dashes or underscores")]
-    Id,
+    #[error("{verb}.id: must be 1 to {MAX_ID} letters, digits, dots, dashes or underscores")]
+    Id { verb: &'static str },
     /// The spec cannot be used.
-    #[error("clone.spec.{0}")]
-    Spec(SpecError),
+    #[error("{verb}.spec.{error}")]
+    Spec {
+        verb: &'static str,
+        error: SpecError,
+    },
     /// A number from somewhere else.
     #[error(
-        "clone.spec.console.fd: {0} is a descriptor of the zygote; send one along and call it \
-         \"console\" in clone.fds"
+        "{verb}.spec.console.fd: {number} is a descriptor of the zygote; send one along and call it \
+         \"console\" in {verb}.fds"
     )]
-    ConsoleNumber(i32),
+    ConsoleNumber { verb: &'static str, number: i32 },
     /// More or fewer names than descriptors.
-    #[error("clone.fds: names {named}, but {came} came along")]
-    Count { named: usize, came: usize },
+    #[error("{verb}.fds: names {named}, but {came} came along")]
+    Count {
+        verb: &'static str,
+        named: usize,
+        came: usize,
+    },
     /// Two descriptors for one purpose.
-    #[error("clone.fds[{index}]: {role:?} is there already")]
-    Twice { index: usize, role: Role },
+    #[error("{verb}.fds[{index}]: {role:?} is there already")]
+    Twice {
+        verb: &'static str,
+        index: usize,
+        role: Role,
+    },
 }
 
-/// What a clone is given.
+/// What a child shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A clone of the zygote's template.
+    Clone(CloneSpec),
+    /// A sandbox that boots.
+    Boot(SandboxSpec),
+}
+
+impl Wanted {
+    /// The word for it in requests.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Clone(_) => CLONE,
+            Self::Boot(_) => BOOT,
+        }
+    }
+}
+
+/// What a child is given.
 #[derive(Debug, Default)]
 pub struct Gifts {
     /// Where it is born.
@@ -52,13 +86,13 @@ pub struct Gifts {
     pub console: Option<OwnedFd>,
 }
 
-/// One clone to make.
+/// One sandbox to make.
 #[derive(Debug)]
 pub struct Order {
     /// The node's name for it.
     pub id: String,
     /// What it shall be.
-    pub spec: CloneSpec,
+    pub wanted: Wanted,
     /// What it is given.
     pub gifts: Gifts,
 }
@@ -66,26 +100,52 @@ pub struct Order {
 impl Order {
     /// Reads a request, and puts what came with it into its places.
     pub fn new(json: &[u8], descriptors: Vec<OwnedFd>) -> Result<Self, OrderError> {
-        let Request::Clone(request) = Request::parse(json)?;
-        let CloneRequest { id, mut spec, fds } = request;
-        if !usable(&id) {
-            return Err(OrderError::Id);
+        match Request::parse(json)? {
+            Request::Clone(request) => Self::fill(
+                CLONE,
+                request,
+                descriptors,
+                |spec| &mut spec.console,
+                Wanted::Clone,
+            ),
+            Request::Boot(request) => Self::fill(
+                BOOT,
+                request,
+                descriptors,
+                |spec| &mut spec.console,
+                Wanted::Boot,
+            ),
         }
-        let gifts = Gifts::new(&fds, descriptors)?;
-        if let Some(number) = spec.console.as_ref().and_then(|console| console.fd) {
-            return Err(OrderError::ConsoleNumber(number));
+    }
+
+    fn fill<W, S: TryFrom<W, Error = SpecError>>(
+        verb: &'static str,
+        request: ChildRequest<W>,
+        descriptors: Vec<OwnedFd>,
+        console: fn(&mut W) -> &mut Option<wire::Console>,
+        wanted: fn(S) -> Wanted,
+    ) -> Result<Self, OrderError> {
+        let ChildRequest { id, mut spec, fds } = request;
+        if !usable(&id) {
+            return Err(OrderError::Id { verb });
+        }
+        let gifts = Gifts::new(verb, &fds, descriptors)?;
+        let console = console(&mut spec);
+        if let Some(number) = console.as_ref().and_then(|console| console.fd) {
+            return Err(OrderError::ConsoleNumber { verb, number });
         }
         if let Some(sink) = &gifts.console {
-            let console = spec.console.get_or_insert_default();
+            let console = console.get_or_insert_default();
             console.path = None;
             console.fd = Some(sink.as_raw_fd());
         }
-        let spec = spec.try_into().map_err(OrderError::Spec)?;
-        Ok(Self { id, spec, gifts })
+        let spec = S::try_from(spec).map_err(|error| OrderError::Spec { verb, error })?;
+        let wanted = wanted(spec);
+        Ok(Self { id, wanted, gifts })
     }
 }
 
-/// True if `id` can be the name of a clone; it becomes part of its process's name.
+/// True if `id` can be the name of a sandbox; it becomes part of its process's name.
 #[must_use]
 pub fn usable(id: &str) -> bool {
     let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -93,9 +153,14 @@ pub fn usable(id: &str) -> bool {
 }
 
 impl Gifts {
-    fn new(roles: &[Role], descriptors: Vec<OwnedFd>) -> Result<Self, OrderError> {
+    fn new(
+        verb: &'static str,
+        roles: &[Role],
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, OrderError> {
         if roles.len() != descriptors.len() {
             return Err(OrderError::Count {
+                verb,
                 named: roles.len(),
                 came: descriptors.len(),
             });
@@ -110,7 +175,7 @@ impl Gifts {
                 Role::Console => &mut gifts.console,
             };
             if place.replace(descriptor).is_some() {
-                return Err(OrderError::Twice { index, role });
+                return Err(OrderError::Twice { verb, index, role });
             }
         }
         Ok(gifts)

@@ -2,33 +2,36 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{CloneSpec, ParseError, parse};
+use crate::wire::{CloneSpec, ParseError, Spec, parse};
 
 /// From the node.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Request {
-    Clone(CloneRequest),
+    /// To a zygote with a template.
+    Clone(ChildRequest<CloneSpec>),
+    /// To a zygote without.
+    Boot(ChildRequest<Spec>),
 }
 
-/// `clone` of [`Request`].
+/// What is inside a [`Request`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CloneRequest {
+pub struct ChildRequest<S> {
     pub id: String,
-    pub spec: CloneSpec,
+    pub spec: S,
     /// What the descriptors are that came with the datagram, in their order.
-    #[serde(default)]
+    #[serde(default = "Vec::new")]
     pub fds: Vec<Role>,
 }
 
-/// One of `fds` of [`CloneRequest`].
+/// One of `fds` of [`ChildRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// A directory of cgroup2, which the clone is born into.
+    /// A directory of cgroup2, which the sandbox is born into.
     Cgroup,
-    /// The read end of a pipe: the clone ends when the other end is closed.
+    /// The read end of a pipe: the sandbox ends when the other end is closed.
     Lifeline,
     Stdout,
     Stderr,
@@ -46,15 +49,18 @@ impl Request {
     #[must_use]
     pub fn id_of_unreadable(json: &[u8]) -> Option<String> {
         #[derive(Deserialize)]
-        struct Outer {
-            clone: Inner,
+        #[serde(rename_all = "snake_case")]
+        enum Outer {
+            Clone(Inner),
+            Boot(Inner),
         }
         #[derive(Deserialize)]
         struct Inner {
             id: String,
         }
-        let outer: Outer = serde_json::from_slice(json).ok()?;
-        Some(outer.clone.id)
+        match serde_json::from_slice(json).ok()? {
+            Outer::Clone(inner) | Outer::Boot(inner) => Some(inner.id),
+        }
     }
 }
 
@@ -62,13 +68,13 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// The template is loaded and fits; the first datagram.
+    /// The template, if there is one, is loaded and fits; the first datagram.
     Ready {},
-    /// A clone is on its way; a pidfd comes with this.
+    /// A sandbox is on its way, clone or boot; a pidfd comes with this.
     Cloned { id: String, pid: i32 },
-    /// There is no clone. No id if none could be read.
+    /// There is no sandbox. No id if none could be read.
     Refused { id: Option<String>, message: String },
-    /// A clone has ended, with either a code or a signal.
+    /// A sandbox has ended, with either a code or a signal.
     Ended {
         id: String,
         pid: i32,

@@ -147,6 +147,81 @@ fn a_clone_lives_while_its_lifeline_does_whatever_happens_to_its_zygote() {
     assert!(place.left_over().is_empty(), "{:?}", place.left_over());
 }
 
+/// One that boots.
+fn booter() -> Node {
+    let node = Node::start(PROGRAM, &["zygote", "--socket"]);
+    assert_eq!(node.hear().0, json!({"ready": {}}));
+    node
+}
+
+#[test]
+fn a_zygote_without_a_template_boots() {
+    if !has_kvm("a_zygote_without_a_template_boots") {
+        return;
+    }
+    let place = Place::new();
+    let code = [out8(0x3f8, b'b'), out32(0x600, 0)].concat();
+    let spec = place.spec(&code);
+    let node = booter();
+    let open = node.descriptors();
+    for _ in 0..3 {
+        let (reader, writer) = pipe().unwrap();
+        node.ask_boot("b", &spec, &[("stdout", &writer)]);
+        drop(writer);
+        node.hear_cloned("b");
+        assert_ended(&node, 0);
+        let said = events(reader);
+        assert_eq!(said.last().unwrap()["reason"], "power_off", "{said:?}");
+        assert_eq!(fs::read_to_string(place.path("console.log")).unwrap(), "b");
+    }
+    let clone = json!({"binding": {}});
+    node.ask("c", &clone, &[]);
+    let said = node.hear().0;
+    let message = said["refused"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("clone: this zygote holds no template"),
+        "{said}"
+    );
+    assert_eq!(node.descriptors(), open);
+    assert_eq!(node.close(), Some(0));
+    assert!(place.left_over().is_empty(), "{:?}", place.left_over());
+}
+
+#[test]
+fn a_boot_that_cannot_be_ends_as_the_command_does() {
+    if !has_kvm("a_boot_that_cannot_be_ends_as_the_command_does") {
+        return;
+    }
+    let place = Place::new();
+    let mut spec = place.spec(&FOR_EVER);
+    spec["kernel"]["path"] = json!("/nowhere");
+    let node = booter();
+    let (reader, writer) = pipe().unwrap();
+    node.ask_boot("b", &spec, &[("stdout", &writer)]);
+    drop(writer);
+    node.hear_cloned("b");
+    assert_ended(&node, 2);
+    assert_eq!(events(reader)[0]["reason"], "error");
+}
+
+#[test]
+fn nobody_needs_to_listen_to_a_sandbox() {
+    if !has_kvm("nobody_needs_to_listen_to_a_sandbox") {
+        return;
+    }
+    let place = Place::new();
+    let spec = place.spec(&[out8(0x3f8, b'b'), out32(0x600, 0)].concat());
+    let node = booter();
+    let (out, out_end) = pipe().unwrap();
+    let (err, err_end) = pipe().unwrap();
+    // Every word to them is an EPIPE.
+    drop((out, err));
+    node.ask_boot("b", &spec, &[("stdout", &out_end), ("stderr", &err_end)]);
+    node.hear_cloned("b");
+    assert_ended(&node, 0);
+    assert_eq!(fs::read_to_string(place.path("console.log")).unwrap(), "b");
+}
+
 #[test]
 fn a_template_that_cannot_be_used_ends_the_zygote_before_it_is_ready() {
     if !has_kvm("a_template_that_cannot_be_used_ends_the_zygote_before_it_is_ready") {

@@ -25,6 +25,7 @@ all![
     a_killed_child_is_reported_with_its_signal,
     a_child_that_panics_is_an_end_like_any_other,
     bad_requests_are_refused_and_the_next_is_served,
+    what_it_does_not_make_is_refused,
     descriptors_do_not_leak_over_five_hundred_children,
     children_outlive_the_zygote,
     children_outlive_a_zygote_that_is_killed,
@@ -158,6 +159,21 @@ fn bad_requests_are_refused_and_the_next_is_served() {
 
     node.clone("good", &act("exit 0"), &[]);
     assert_eq!(node.hear().0["ended"]["id"], "good");
+}
+
+fn what_it_does_not_make_is_refused() {
+    let node = node();
+    let spec = json!({"kernel": {"path": "/x"}, "memory_mib": 64, "vcpus": 1});
+    node.ask_boot("b", &spec, &[]);
+    let said = refusal(&node);
+    assert_eq!(said["id"], "b");
+    let message = said["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("boot: this zygote holds a template"),
+        "{said}"
+    );
+    node.clone("c", &act("exit 0"), &[]);
+    assert_eq!(node.hear().0["ended"]["id"], "c");
 }
 
 fn descriptors_do_not_leak_over_five_hundred_children() {

@@ -11,11 +11,16 @@ use rundlet_vmm::sandbox::Ties;
 use rundlet_vmm::spec::{CloneSpec, ConsoleSink};
 use rundlet_vmm::zygote::channel::Channel;
 use rundlet_vmm::zygote::child::Settled;
-use rundlet_vmm::zygote::{Served, Zygote};
+use rundlet_vmm::zygote::order::Wanted;
+use rundlet_vmm::zygote::{Makes, Served, Zygote};
 
 pub(crate) fn zygote(number: &str) -> ExitCode {
     let channel = Channel::adopt(number.parse().unwrap()).unwrap();
-    match Zygote::new(channel).unwrap().serve().unwrap() {
+    match Zygote::new(channel, Makes::Clones)
+        .unwrap()
+        .serve()
+        .unwrap()
+    {
         Served::Closed => ExitCode::SUCCESS,
         Served::Child(child) => {
             let timeline = child.timeline();
@@ -32,7 +37,10 @@ pub(crate) fn zygote_of_two_threads(number: &str) -> ExitCode {
 }
 
 fn act(settled: &Settled, timeline: &str) -> ExitCode {
-    let Settled { spec, ties, .. } = settled;
+    let Settled { wanted, ties, .. } = settled;
+    let Wanted::Clone(spec) = wanted else {
+        panic!("no clone: {wanted:?}");
+    };
     let act = spec.binding.labels().get("act").map_or("", String::as_str);
     match act.split_once(' ').unwrap_or((act, "")) {
         ("exit", code) => ExitCode::from(code.parse::<u8>().unwrap()),

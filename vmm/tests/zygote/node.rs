@@ -76,6 +76,15 @@ impl Node {
         self.send(&request(id, spec, &names), &fds).unwrap();
     }
 
+    /// Asks for a sandbox that boots.
+    pub(crate) fn ask_boot(&self, id: &str, spec: &Value, fds: &[(&str, &dyn AsFd)]) {
+        let names: Vec<&str> = fds.iter().map(|(name, _)| *name).collect();
+        let fds: Vec<_> = fds.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let request = json!({"boot": {"id": id, "spec": spec, "fds": names}});
+        self.send(&serde_json::to_vec(&request).unwrap(), &fds)
+            .unwrap();
+    }
+
     /// The next answer, which must come in time.
     pub(crate) fn hear(&self) -> (Value, Option<OwnedFd>) {
         assert!(is_ready(&self.socket, PATIENCE), "no answer");
@@ -112,6 +121,11 @@ impl Node {
         fds: &[(&str, &dyn AsFd)],
     ) -> (i32, OwnedFd) {
         self.ask(id, spec, fds);
+        self.hear_cloned(id)
+    }
+
+    /// Hears that a sandbox is there: its process and pidfd.
+    pub(crate) fn hear_cloned(&self, id: &str) -> (i32, OwnedFd) {
         let (answer, pidfd) = self.hear();
         assert_eq!(answer["cloned"]["id"], id, "{answer}");
         let pid = i32::try_from(answer["cloned"]["pid"].as_i64().unwrap()).unwrap();

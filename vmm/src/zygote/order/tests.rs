@@ -22,6 +22,22 @@ fn request(change: impl FnOnce(&mut Value)) -> Vec<u8> {
     serde_json::to_vec(&request).unwrap()
 }
 
+fn clone(wanted: Wanted) -> CloneSpec {
+    match wanted {
+        Wanted::Clone(spec) => spec,
+        Wanted::Boot(spec) => panic!("{spec:?}"),
+    }
+}
+
+fn boot_request(change: impl FnOnce(&mut Value)) -> Vec<u8> {
+    let mut request = json!({"boot": {
+        "id": "b",
+        "spec": {"kernel": {"path": "/vmlinux"}, "memory_mib": 64, "vcpus": 1},
+    }});
+    change(&mut request["boot"]);
+    serde_json::to_vec(&request).unwrap()
+}
+
 fn refusal(json: &[u8], came: usize) -> String {
     Order::new(json, descriptors(came)).unwrap_err().to_string()
 }
@@ -32,7 +48,8 @@ fn descriptors_go_where_their_names_say() {
     let json = request(|clone| clone["fds"] = json!(names));
     let came = descriptors(5);
     let numbers: Vec<i32> = came.iter().map(AsRawFd::as_raw_fd).collect();
-    let Order { id, spec, gifts } = Order::new(&json, came).unwrap();
+    let Order { id, wanted, gifts } = Order::new(&json, came).unwrap();
+    let spec = clone(wanted);
     assert_eq!(id, "job-7.a_B");
     assert_eq!(spec.disks[0].id, "root");
     assert_eq!(spec.vsock, Some(PathBuf::from("/run/vsock.sock")));
@@ -56,8 +73,8 @@ fn a_console_that_came_along_replaces_the_path_and_keeps_the_limit() {
         clone["fds"] = json!(["console"]);
         clone["spec"]["console"] = json!({"path": "/var/log/c", "limit_bytes": 77});
     });
-    let console = Order::new(&json, descriptors(1)).unwrap().spec.console;
-    let console = console.unwrap();
+    let order = Order::new(&json, descriptors(1)).unwrap();
+    let console = clone(order.wanted).console.unwrap();
     assert!(matches!(console.sink, ConsoleSink::Fd(_)));
     assert_eq!(console.limit, 77);
 }
@@ -65,7 +82,7 @@ fn a_console_that_came_along_replaces_the_path_and_keeps_the_limit() {
 #[test]
 fn without_descriptors_the_clone_shares_what_the_zygote_has() {
     let order = Order::new(&request(|_| {}), Vec::new()).unwrap();
-    assert!(order.gifts.stdout.is_none() && order.spec.console.is_none());
+    assert!(order.gifts.stdout.is_none() && clone(order.wanted).console.is_none());
 }
 
 /// What is wrong, how it gets wrong, descriptors that come along, how the refusal begins.
@@ -137,6 +154,53 @@ fn a_refusal_names_its_field() {
 }
 
 #[test]
+fn a_boot_is_ordered_as_a_clone_is() {
+    let json = boot_request(|boot| boot["fds"] = json!(["console", "lifeline"]));
+    let came = descriptors(2);
+    let number = came[0].as_raw_fd();
+    let order = Order::new(&json, came).unwrap();
+    assert_eq!((&*order.id, order.wanted.verb()), ("b", "boot"));
+    assert!(order.gifts.lifeline.is_some() && order.gifts.stdout.is_none());
+    let Wanted::Boot(spec) = order.wanted else {
+        panic!("{:?}", order.wanted);
+    };
+    assert_eq!(spec.kernel.image, PathBuf::from("/vmlinux"));
+    let console = spec.devices.console.unwrap();
+    assert_eq!(console.sink, ConsoleSink::Fd(number));
+}
+
+#[test]
+fn a_refused_boot_names_its_field() {
+    let cases: [Case; 6] = [
+        ("no spec", |b| b["spec"] = json!({}), 0, "boot.spec: "),
+        (
+            "a clone's spec",
+            |b| b["spec"] = json!({"binding": {}}),
+            0,
+            "boot.spec.binding: ",
+        ),
+        ("no id", |b| b["id"] = json!("/"), 0, "boot.id: "),
+        (
+            "no vCPU",
+            |b| b["spec"]["vcpus"] = json!(0),
+            0,
+            "boot.spec.vcpus: ",
+        ),
+        ("a gift too many", |_| {}, 1, "boot.fds: names 0, but 1"),
+        (
+            "a number of the zygote's",
+            |b| b["spec"]["console"] = json!({"fd": 3}),
+            0,
+            "boot.spec.console.fd: 3 ",
+        ),
+    ];
+    for (what, change, came, start) in cases {
+        let message = refusal(&boot_request(change), came);
+        assert!(message.starts_with(start), "{what}: {message}");
+    }
+}
+
+#[test]
 fn what_is_no_request_is_refused() {
     for json in ["", "{", "[]", "{}", r#"{"stop":{}}"#, "\u{0}", "null"] {
         let message = refusal(json.as_bytes(), 0);
@@ -153,6 +217,8 @@ fn an_unreadable_request_keeps_its_id() {
         Request::id_of_unreadable(&json).as_deref(),
         Some("job-7.a_B")
     );
+    let json = boot_request(|boot| boot["spec"]["more"] = json!(1));
+    assert_eq!(Request::id_of_unreadable(&json).as_deref(), Some("b"));
     assert_eq!(Request::id_of_unreadable(b"{\"clone\":{}}"), None);
     assert_eq!(Request::id_of_unreadable(b""), None);
 }
