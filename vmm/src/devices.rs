@@ -12,7 +12,7 @@ pub mod vsock;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
@@ -262,6 +262,13 @@ impl Attached {
     pub fn chaperone(&self) -> io::Result<Chaperone> {
         let watches = self.disks.iter().map(|disk| Arc::clone(&disk.watch));
         Chaperone::start(watches.collect())
+    }
+
+    /// All that is to be seen of the file system from now on is this directory, as its root.
+    pub fn moved_into(&self, root: &Path) {
+        if let Some(vsock) = &self.vsock {
+            lock(&vsock.device).moved_into(root);
+        }
     }
 
     /// Writes out what the console has buffered.

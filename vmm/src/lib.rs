@@ -20,6 +20,7 @@ pub mod cli;
 pub mod control;
 pub mod devices;
 pub mod events;
+pub mod jail;
 pub mod kvm;
 pub mod lifeline;
 mod lock;

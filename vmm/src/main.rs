@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use rundlet_vmm::cli::{self, Boot, Cli, Clone, Command};
+use rundlet_vmm::jail::seccomp::Duty;
+use rundlet_vmm::jail::{Filters, JailError, JailSpec};
 use rundlet_vmm::lifeline;
 use rundlet_vmm::outcome::Outcome;
 use rundlet_vmm::sandbox::{self, Running, SandboxError, Ties};
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(filter)
         .format_target(false)
         .init();
+    rundlet_jail::panic::without_backtrace();
     let cli: Cli = match parse_arguments() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 fn boot(arguments: Boot, timeline: &Timeline) -> anyhow::Result<ExitCode> {
     let spec = wire::Spec::parse(&read_spec(&arguments.spec)?)?;
     let spec = SandboxSpec::try_from(spec)?;
+    no_jail(spec.jail.as_ref())?;
     timeline.mark("spec");
     let ties = ties(arguments.lifeline, arguments.control)?;
     Ok(run(sandbox::boot(&spec, &ties, timeline), timeline))
@@ -53,6 +57,7 @@ fn boot(arguments: Boot, timeline: &Timeline) -> anyhow::Result<ExitCode> {
 fn clone(arguments: Clone, timeline: &Timeline) -> anyhow::Result<ExitCode> {
     let spec = wire::CloneSpec::parse(&read_spec(&arguments.spec)?)?;
     let spec = CloneSpec::try_from(spec)?;
+    no_jail(spec.jail.as_ref())?;
     let ties = ties(arguments.lifeline, arguments.control)?;
     let running = Template::open(&arguments.template)
         .map_err(SandboxError::from)
@@ -114,10 +119,21 @@ fn become_sandbox(child: Child, template: Option<&Template>) -> anyhow::Result<E
 
 fn ties(lifeline: Option<i32>, control: Option<PathBuf>) -> Result<Ties, SandboxError> {
     let lifeline = lifeline.map(lifeline::inherited).transpose();
+    let duty = match control {
+        Some(_) => Duty::Capture,
+        None => Duty::Run,
+    };
     Ok(Ties {
         lifeline: lifeline.map_err(SandboxError::Lifeline)?,
         control,
+        filters: Filters::compile(duty).map_err(JailError::from)?,
     })
+}
+
+/// The namespaces of a jail are older than who is in it.
+fn no_jail(jail: Option<&JailSpec>) -> anyhow::Result<()> {
+    anyhow::ensure!(jail.is_none(), "jail: only a zygote's child can have one");
+    Ok(())
 }
 
 /// A bad spec or command line: one message, and nothing was started.

@@ -16,6 +16,7 @@ use crate::devices::serial::SerialState;
 use crate::devices::vhost_blk::backend::{BackendError, Connecting};
 use crate::devices::{Attached, DeviceSet, Parts, virtio_count};
 use crate::events::EventLoop;
+use crate::jail::{self, Filters, JailError, JailSpec};
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::{Hypervisor, KvmError, Vm, msr};
 use crate::lifeline::Lifeline;
@@ -33,12 +34,14 @@ use crate::vcpu::{Vcpu, entry};
 use crate::wire::emit;
 
 /// How the sandbox is tied to the outside, apart from its devices.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ties {
     /// A pipe whose end is ours, too.
     pub lifeline: Option<OwnedFd>,
     /// Where to make the control socket.
     pub control: Option<PathBuf>,
+    /// What system calls are left to it; with a control socket, those of a capture, too.
+    pub filters: Filters,
 }
 
 /// A sandbox whose vCPUs are running.
@@ -83,7 +86,11 @@ pub fn boot(spec: &SandboxSpec, ties: &Ties, timeline: &Timeline) -> Result<Runn
         memory: spec.memory,
         devices: Arc::new(devices),
     };
-    let running = run(subject, (fds, buses), ties, events)?;
+    let outside = Outside {
+        ties,
+        jail: spec.jail.as_ref(),
+    };
+    let running = run(subject, (fds, buses), outside, events)?;
     timeline.mark("running");
     Ok(running)
 }
@@ -96,6 +103,10 @@ pub fn restore(
     timeline: &Timeline,
 ) -> Result<Running, SandboxError> {
     template.check_binding(&spec.binding)?;
+    let outside = Outside {
+        ties,
+        jail: spec.jail.as_ref(),
+    };
     let spec = template.devices(spec)?;
     let state = template.state();
     let backends = call_backends(&spec)?;
@@ -129,24 +140,37 @@ pub fn restore(
         memory: state.memory.into(),
         devices: Arc::new(devices),
     };
-    let running = run(subject, (fds, buses), ties, events)?;
+    let running = run(subject, (fds, buses), outside, events)?;
     timeline.mark("running");
     Ok(running)
 }
 
-/// Ties it to the outside and lets the vCPUs go.
+/// What ties a sandbox to the outside, and what keeps it from there.
+#[derive(Clone, Copy)]
+struct Outside<'a> {
+    ties: &'a Ties,
+    jail: Option<&'a JailSpec>,
+}
+
+/// Ties it to the outside, puts up the walls, and lets the vCPUs go.
 fn run(
     subject: Subject,
     (fds, buses): (Vec<VcpuFd>, Buses),
-    ties: &Ties,
+    Outside { ties, jail }: Outside<'_>,
     mut events: EventLoop,
 ) -> Result<Running, SandboxError> {
     tie_lifeline(ties, &mut events)?;
     let exit = ExitSlot::watched_by(&mut events).map_err(SandboxError::Events)?;
-    let vcpus = start_vcpus(fds, buses, &exit)?;
     let (devices, vm) = (Arc::clone(&subject.devices), Arc::clone(&subject.vm));
     let ram = subject.ram.clone();
+    jail::close(jail)?;
+    if let Some(jail) = jail {
+        devices.moved_into(&jail.root);
+    }
+    let vcpus = start_vcpus(fds, buses, &exit, ties)?;
     tie_control(ties, &vcpus, subject, &mut events)?;
+    ties.filters.main.load().map_err(JailError::from)?;
+    lock(&vcpus).begin()?;
     Ok(Running {
         vcpus,
         events,
@@ -254,12 +278,14 @@ fn start_vcpus(
     fds: Vec<VcpuFd>,
     buses: Buses,
     exit: &ExitSlot,
+    ties: &Ties,
 ) -> Result<Arc<Mutex<Vcpus>>, ThreadError> {
     let buses = Arc::new(buses);
     let vcpus = (0..)
         .zip(fds)
         .map(|(index, fd)| Vcpu::new(fd, index, Arc::clone(&buses)));
-    Ok(Arc::new(Mutex::new(Vcpus::start(vcpus.collect(), exit)?)))
+    let vcpus = Vcpus::start(vcpus.collect(), exit, &ties.filters.vcpu)?;
+    Ok(Arc::new(Mutex::new(vcpus)))
 }
 
 fn tie_lifeline(ties: &Ties, events: &mut EventLoop) -> Result<(), SandboxError> {

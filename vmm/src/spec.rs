@@ -4,6 +4,7 @@
 //! not check again. Whether files exist is found out where they are opened.
 
 mod clone;
+mod jail;
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use self::clone::{Binding, CloneDiskSpec, CloneSpec, MAX_LABEL, MAX_LABELS};
+use crate::jail::JailSpec;
 use crate::memory::layout::MIB;
 use crate::wire;
 
@@ -72,6 +74,8 @@ pub struct SandboxSpec {
     pub vcpus: u8,
     /// What it has besides.
     pub devices: DevicesSpec,
+    /// What it is shut in, if the host's root wants it so.
+    pub jail: Option<JailSpec>,
 }
 
 /// The devices of a sandbox, as a boot wants them and a clone takes them over from its template.
@@ -182,7 +186,10 @@ impl TryFrom<wire::Spec> for SandboxSpec {
         within("window_mib", wire.window_mib, &WINDOW_MIB)?;
         power_of_two("window_mib", wire.window_mib)?;
         within("vcpus", wire.vcpus, &VCPUS)?;
+        let socket = wire.vsock.as_ref().map(|vsock| vsock.socket.clone());
+        let jail = |jail| jail::jail(jail, socket.as_deref());
         Ok(Self {
+            jail: wire.jail.map(jail).transpose()?,
             kernel: kernel(wire.kernel)?,
             memory: MemorySpec {
                 mib: wire.memory_mib,

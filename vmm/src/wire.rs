@@ -36,6 +36,8 @@ pub struct Spec {
     pub vsock: Option<Vsock>,
     #[serde(default)]
     pub console: Option<Console>,
+    #[serde(default)]
+    pub jail: Option<Jail>,
 }
 
 /// `kernel` of [`Spec`].
@@ -83,6 +85,16 @@ pub struct Console {
     pub limit_bytes: u64,
 }
 
+/// `jail` of a spec: what a zygote's child is shut in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jail {
+    pub uid: u32,
+    pub gid: u32,
+    /// The sandbox's directory, all that it will see.
+    pub root: PathBuf,
+}
+
 fn default_window() -> u32 {
     2
 }
@@ -110,6 +122,8 @@ pub struct CloneSpec {
     pub vsock: Option<CloneVsock>,
     #[serde(default)]
     pub console: Option<Console>,
+    #[serde(default)]
+    pub jail: Option<Jail>,
 }
 
 /// One of `disks` of [`CloneSpec`].

@@ -13,6 +13,8 @@
 //! * Each child is reported exactly once, after it was announced, however slowly the node reads: while
 //!   answers wait to be sent no request is taken, so that what is kept is one record per child and one
 //!   refusal.
+//! * A child with a `jail` is born in namespaces of its own; what else it takes to shut it in, it does itself
+//!   ([`crate::jail`]).
 //! * The socket belongs to one node. When it closes the zygote goes; children stay, each tied to a
 //!   lifeline of its own.
 
@@ -21,6 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use rundlet_jail::filter::FilterError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
@@ -28,9 +31,11 @@ use thiserror::Error;
 
 use self::channel::{Channel, Datagram, Received, Sent};
 use self::child::Child;
-use self::fork::{ChildSignal, Fork};
+use self::fork::{ChildSignal, Fork, Namespaces};
 use self::order::{Order, Wanted};
 use self::wire::{Answer, Request};
+use crate::jail::Filters;
+use crate::jail::seccomp::Duty;
 
 pub mod channel;
 pub mod child;
@@ -49,6 +54,9 @@ const MAX_MESSAGE: usize = 1024;
 /// Why a zygote cannot go on.
 #[derive(Debug, Error)]
 pub enum ZygoteError {
+    /// Its children would have no filters.
+    #[error(transparent)]
+    Filters(#[from] FilterError),
     /// It cannot hear of its children.
     #[error("cannot watch for children that end")]
     Children(#[source] io::Error),
@@ -114,6 +122,8 @@ struct Waiting {
 #[derive(Debug)]
 pub struct Zygote {
     makes: Makes,
+    /// Of all its children.
+    filters: Filters,
     channel: Channel,
     signal: ChildSignal,
     /// Ids of the children that have not ended.
@@ -128,6 +138,7 @@ impl Zygote {
     pub fn new(channel: Channel, makes: Makes) -> Result<Self, ZygoteError> {
         Ok(Self {
             makes,
+            filters: Filters::compile(Duty::Run)?,
             channel,
             signal: ChildSignal::take().map_err(ZygoteError::Children)?,
             children: BTreeMap::new(),
@@ -211,8 +222,16 @@ impl Zygote {
             self.refuse(Some(order.id), why);
             return Turn::Next;
         }
-        match fork::fork(order.gifts.cgroup.as_ref().map(AsFd::as_fd)) {
-            Ok(Fork::Child) => Turn::End(Served::Child(Box::new(Child::new(order, since)))),
+        let cgroup = order.gifts.cgroup.as_ref().map(AsFd::as_fd);
+        let namespaces = match order.wanted.jail() {
+            Some(_) => Namespaces::New,
+            None => Namespaces::Shared,
+        };
+        match fork::fork(cgroup, namespaces) {
+            Ok(Fork::Child) => {
+                let child = Child::new(order, since, self.filters.clone());
+                Turn::End(Served::Child(Box::new(child)))
+            }
             Ok(Fork::Parent { pid, pidfd }) => {
                 self.children.insert(pid, order.id.clone());
                 let answer = Answer::Cloned { id: order.id, pid };
@@ -225,7 +244,11 @@ impl Zygote {
                     Some(_) => format!(" in the cgroup of {}.fds", order.wanted.verb()),
                     None => String::new(),
                 };
-                let message = format!("cannot start a process{place}: {error}");
+                let walls = match namespaces {
+                    Namespaces::New => " with namespaces of its own",
+                    Namespaces::Shared => "",
+                };
+                let message = format!("cannot start a process{walls}{place}: {error}");
                 self.refuse(Some(order.id), &message);
                 Turn::Next
             }
@@ -250,6 +273,12 @@ impl Zygote {
         let Some(id) = self.children.remove(&pid) else {
             return;
         };
+        if status.terminating_signal() == Some(libc::SIGSYS) {
+            log::error!(
+                "sandbox {id}, process {pid}: ended by its system call filter; the kernel's log \
+                 has the number of the call (audit record 1326)"
+            );
+        }
         self.say(Answer::Ended {
             id,
             pid,

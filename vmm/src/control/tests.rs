@@ -1,7 +1,10 @@
 use std::io::{BufRead, BufReader};
 
+use rundlet_jail::filter::Filter;
+
 use super::*;
 use crate::events::EventLoop;
+use crate::jail::seccomp::{self, Duty};
 use crate::vcpu::exit_slot::ExitSlot;
 
 struct Rig {
@@ -9,11 +12,17 @@ struct Rig {
     events: EventLoop,
 }
 
+fn filter() -> Filter {
+    Filter::compile(seccomp::vcpu(Duty::Capture)).unwrap()
+}
+
 /// A control socket over no vCPUs at all, which are paused and resumed at once.
 fn rig() -> Rig {
     let directory = tempfile::tempdir().unwrap();
     let exit = ExitSlot::new().unwrap();
-    let vcpus = Arc::new(Mutex::new(Vcpus::start(Vec::new(), &exit).unwrap()));
+    let vcpus = Arc::new(Mutex::new(
+        Vcpus::start(Vec::new(), &exit, &filter()).unwrap(),
+    ));
     let control = Control::bind(&directory.path().join("control"), vcpus).unwrap();
     let control = Arc::new(Mutex::new(control));
     let mut events = EventLoop::new().unwrap();
@@ -140,7 +149,9 @@ fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
     let exit = ExitSlot::new().unwrap();
-    let vcpus = Arc::new(Mutex::new(Vcpus::start(Vec::new(), &exit).unwrap()));
+    let vcpus = Arc::new(Mutex::new(
+        Vcpus::start(Vec::new(), &exit, &filter()).unwrap(),
+    ));
     drop(UnixListener::bind(&path).unwrap());
     let control = Control::bind(&path, Arc::clone(&vcpus)).unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();

@@ -28,6 +28,7 @@ pub mod poller;
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
 use thiserror::Error;
@@ -122,6 +123,11 @@ impl Vsock {
             live: None,
             stale: false,
         })
+    }
+
+    /// See [`Listener::moved_into`].
+    pub fn moved_into(&mut self, root: &Path) {
+        self.muxer.moved_into(root);
     }
 
     /// Goes on for a driver that had another device: whether it had connections then, and from which port

@@ -9,6 +9,7 @@ use crate::boot::BootError;
 use crate::devices::DeviceError;
 use crate::devices::state::RestoreError;
 use crate::devices::vhost_blk::backend::BackendError;
+use crate::jail::JailError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 use crate::outcome::{Outcome, with_causes};
@@ -50,6 +51,9 @@ pub enum SandboxError {
     /// A vCPU's thread.
     #[error(transparent)]
     Thread(#[from] ThreadError),
+    /// A wall around it.
+    #[error("cannot close the sandbox off")]
+    Jail(#[from] JailError),
     /// The control socket.
     #[error("--control: cannot listen on {}", path.display())]
     Control {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::jail::jail;
 use super::{ConsoleSpec, SOCKET_SUFFIX, SpecError, check_disks, console, socket, text};
+use crate::jail::JailSpec;
 use crate::wire;
 
 /// Labels that a template may carry.
@@ -56,6 +58,8 @@ pub struct CloneSpec {
     pub vsock: Option<PathBuf>,
     /// Where the console's output goes.
     pub console: Option<ConsoleSpec>,
+    /// What it is shut in, if the host's root wants it so.
+    pub jail: Option<JailSpec>,
 }
 
 /// One disk of a clone.
@@ -75,11 +79,14 @@ impl TryFrom<wire::CloneSpec> for CloneSpec {
         if let Some(vsock) = &wire.vsock {
             socket("vsock.socket", &vsock.socket, SOCKET_SUFFIX)?;
         }
+        let vsock = wire.vsock.map(|vsock| vsock.socket);
+        let jail = |wire| jail(wire, vsock.as_deref());
         let disk = |wire::CloneDisk { id, socket }| CloneDiskSpec { id, socket };
         Ok(Self {
             binding: wire.binding.try_into()?,
             disks: wire.disks.into_iter().map(disk).collect(),
-            vsock: wire.vsock.map(|vsock| vsock.socket),
+            jail: wire.jail.map(jail).transpose()?,
+            vsock,
             console: wire.console.map(console).transpose()?,
         })
     }

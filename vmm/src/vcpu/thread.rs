@@ -14,6 +14,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use std::{fmt, io};
 
+use rundlet_jail::filter::{Filter, FilterError};
 use thiserror::Error;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -47,6 +48,13 @@ pub enum ThreadError {
     /// State can only be had while paused.
     #[error("vCPU {index} is running; pause first")]
     NotPaused { index: u8 },
+    /// It must not run without its filter.
+    #[error("vCPU {index}")]
+    Filter {
+        index: u8,
+        #[source]
+        source: FilterError,
+    },
     /// KVM did not give the time.
     #[error(transparent)]
     Clock(#[from] KvmError),
@@ -61,6 +69,8 @@ pub enum ThreadError {
 
 #[derive(Debug)]
 enum Command {
+    /// For the first time.
+    Begin,
     Pause,
     Resume,
     /// The MSRs to save.
@@ -71,6 +81,8 @@ enum Command {
 }
 
 enum Answer {
+    /// The thread has its filter, or cannot have it.
+    Confined(Result<(), FilterError>),
     Paused,
     Resumed,
     Saved(Result<Box<VcpuState>, StateError>),
@@ -95,7 +107,8 @@ enum State {
 impl Runner {
     /// The thread. A panic in a device ends the sandbox like any other failure; the vCPU outlives it,
     /// because the kick byte of the handle lies in its page.
-    fn thread(mut self) -> Vcpu {
+    fn thread(mut self, filter: &Filter) -> Vcpu {
+        self.answer(Answer::Confined(filter.load()));
         if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
             let index = self.vcpu.index();
             self.exit.put(Outcome::Error(format!(
@@ -106,7 +119,7 @@ impl Runner {
     }
 
     fn run(&mut self) {
-        let mut state = State::Running;
+        let mut state = State::Paused;
         loop {
             state = match state {
                 State::Running => self.running(),
@@ -127,6 +140,7 @@ impl Runner {
                     }
                     Ok(Command::Finish) => return State::Finished,
                     Ok(Command::Resume) => self.answer(Answer::Resumed),
+                    Ok(Command::Begin) => {}
                     Ok(Command::Save(_) | Command::Moment(_)) => self.answer(Answer::NotPaused),
                     Err(_) => {}
                 },
@@ -141,6 +155,7 @@ impl Runner {
     fn paused(&mut self) -> State {
         loop {
             match self.commands.recv() {
+                Ok(Command::Begin) => return State::Running,
                 Ok(Command::Pause) => self.answer(Answer::Paused),
                 Ok(Command::Save(msrs)) => {
                     let state = VcpuState::save(self.vcpu.fd(), &msrs);
@@ -187,12 +202,12 @@ struct Handle {
 }
 
 impl Handle {
-    fn start(mut runner: Runner, ends: Ends) -> Result<Self, ThreadError> {
+    fn start(mut runner: Runner, ends: Ends, filter: Filter) -> Result<Self, ThreadError> {
         let index = runner.vcpu.index();
         let kick = KickByte(runner.vcpu.immediate_exit());
         let thread = Builder::new()
             .name(format!("vcpu{index}"))
-            .spawn(move || runner.thread())
+            .spawn(move || runner.thread(&filter))
             .map_err(|source| ThreadError::Spawn { index, source })?;
         Ok(Self {
             index,
@@ -250,8 +265,8 @@ impl fmt::Debug for Vcpus {
 }
 
 impl Vcpus {
-    /// Starts every vCPU on a thread of its own, running.
-    pub fn start(vcpus: Vec<Vcpu>, exit: &ExitSlot) -> Result<Self, ThreadError> {
+    /// Starts a thread with this filter for every vCPU. The guest waits for [`Vcpus::begin`].
+    pub fn start(vcpus: Vec<Vcpu>, exit: &ExitSlot, filter: &Filter) -> Result<Self, ThreadError> {
         install_kick_handler();
         let mut handles = Vec::with_capacity(vcpus.len());
         for vcpu in vcpus {
@@ -263,12 +278,33 @@ impl Vcpus {
                 answers: answer_end,
                 exit: exit.clone(),
             };
-            handles.push(Handle::start(runner, Ends { commands, answers })?);
+            let ends = Ends { commands, answers };
+            handles.push(Handle::start(runner, ends, filter.clone())?);
         }
         Ok(Self {
             handles,
             paused: false,
         })
+    }
+
+    /// Lets the guest run for the first time, once every thread has its filter.
+    pub fn begin(&self) -> Result<(), ThreadError> {
+        for handle in &self.handles {
+            let index = handle.index;
+            match handle.answer()? {
+                Answer::Confined(confined) => {
+                    confined.map_err(|source| ThreadError::Filter { index, source })?;
+                }
+                _ => return Err(ThreadError::Silent { index }),
+            }
+        }
+        for handle in &self.handles {
+            let sent = handle.commands.send(Command::Begin);
+            sent.map_err(|_| ThreadError::Ended {
+                index: handle.index,
+            })?;
+        }
+        Ok(())
     }
 
     /// True between [`Vcpus::pause`] and [`Vcpus::resume`].

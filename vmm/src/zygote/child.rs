@@ -9,6 +9,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdout};
 use rustix::thread::set_name;
 
 use super::order::{Gifts, Order, Wanted};
+use crate::jail::Filters;
 use crate::sandbox::Ties;
 use crate::timeline::Timeline;
 
@@ -17,6 +18,7 @@ use crate::timeline::Timeline;
 pub struct Child {
     order: Order,
     timeline: Timeline,
+    filters: Filters,
 }
 
 /// What a child has in its hands when it is a process of its own.
@@ -32,10 +34,14 @@ pub struct Settled {
 
 impl Child {
     /// The process has just been made; it was asked for at `since`.
-    pub(super) fn new(order: Order, since: Instant) -> Self {
+    pub(super) fn new(order: Order, since: Instant, filters: Filters) -> Self {
         let timeline = Timeline::since(since);
         timeline.mark("forked");
-        Self { order, timeline }
+        Self {
+            order,
+            timeline,
+            filters,
+        }
     }
 
     /// What happened since the request.
@@ -67,6 +73,7 @@ impl Child {
         let ties = Ties {
             lifeline,
             control: None,
+            filters: self.filters,
         };
         self.timeline.mark("settled");
         Ok(Settled {

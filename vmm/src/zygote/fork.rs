@@ -7,6 +7,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rundlet_jail::namespaces::OF_A_CHILD;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::lifeline;
@@ -23,6 +24,15 @@ pub(super) enum Fork {
     Child,
     /// The old one, and what it knows of the new one.
     Parent { pid: i32, pidfd: OwnedFd },
+}
+
+/// What of the host a child sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Namespaces {
+    /// What the zygote sees.
+    Shared,
+    /// Mounts, network, IPC, host name and processes of its own: it is the first of them.
+    New,
 }
 
 /// `struct clone_args` of linux/sched.h, up to `cgroup`.
@@ -42,9 +52,10 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Makes a copy of this process, born in `cgroup` if given. Fails if there are several threads: the copy
-/// would have only this one, and whatever lock another one holds for ever.
-pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+/// Makes a copy of this process, born in `cgroup` if given, and in namespaces of its own if they are
+/// asked for. Fails if there are several threads: the copy would have only this one, and whatever lock
+/// another one holds for ever.
+pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>, namespaces: Namespaces) -> io::Result<Fork> {
     // SAFETY: without pointers. In a process of one thread this flag asks for what is so already, and
     // nothing happens; otherwise it is EINVAL (unshare(2)).
     if unsafe { libc::unshare(libc::CLONE_THREAD) } != 0 {
@@ -57,6 +68,9 @@ pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
         exit_signal: flag(libc::SIGCHLD),
         ..CloneArgs::default()
     };
+    if namespaces == Namespaces::New {
+        args.flags |= flag(OF_A_CHILD);
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = flag(cgroup.as_raw_fd());

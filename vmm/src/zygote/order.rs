@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use thiserror::Error;
 
 use super::wire::{ChildRequest, Request, Role};
+use crate::jail::JailSpec;
 use crate::spec::{CloneSpec, SandboxSpec, SpecError};
 use crate::wire::{self, ParseError};
 
@@ -61,6 +62,15 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// What it shall be shut in.
+    #[must_use]
+    pub fn jail(&self) -> Option<&JailSpec> {
+        match self {
+            Self::Clone(spec) => spec.jail.as_ref(),
+            Self::Boot(spec) => spec.jail.as_ref(),
+        }
+    }
+
     /// The word for it in requests.
     #[must_use]
     pub fn verb(&self) -> &'static str {

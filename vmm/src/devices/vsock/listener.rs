@@ -80,6 +80,13 @@ impl Listener {
         })
     }
 
+    /// From now on `root`, which this is in, is the root of all paths.
+    pub fn moved_into(&mut self, root: &Path) {
+        if let Ok(below) = self.path.strip_prefix(root) {
+            self.path = Path::new("/").join(below);
+        }
+    }
+
     /// The listening socket itself.
     #[must_use]
     pub fn socket(&self) -> &UnixListener {

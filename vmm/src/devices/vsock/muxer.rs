@@ -15,6 +15,7 @@ mod resets;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use self::resets::Resets;
@@ -115,6 +116,11 @@ impl Muxer {
             guest_ready: false,
             ledger: Ledger::default(),
         })
+    }
+
+    /// See [`Listener::moved_into`].
+    pub fn moved_into(&mut self, root: &Path) {
+        self.listener.moved_into(root);
     }
 
     /// What the main loop watches; see [`Muxer::host_events`].

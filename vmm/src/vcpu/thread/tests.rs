@@ -9,6 +9,7 @@ use super::*;
 use crate::boot::{Entry, tables};
 use crate::bus::Buses;
 use crate::devices::exit::ExitPort;
+use crate::jail::seccomp::{self, Duty};
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::{Hypervisor, Vm, msr};
 use crate::memory::{GuestRam, layout};
@@ -94,7 +95,9 @@ fn start(
         Vcpu::new(fd, index, Arc::clone(&buses))
     });
     let exit = ExitSlot::new().unwrap();
-    let vcpus = Vcpus::start(vcpus.collect(), &exit).unwrap();
+    let filter = Filter::compile(seccomp::vcpu(Duty::Capture)).unwrap();
+    let vcpus = Vcpus::start(vcpus.collect(), &exit, &filter).unwrap();
+    vcpus.begin().unwrap();
     Guest {
         ram,
         _vm: vm,
