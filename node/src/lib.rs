@@ -11,6 +11,7 @@
 //! What a daemon needs: [`host::config`] says how it shall be, [`pool`] makes cgroups ahead.
 
 pub mod agent;
+pub mod api;
 pub mod bench;
 pub mod claim;
 pub mod digest;
@@ -20,6 +21,7 @@ pub mod fleet;
 pub mod host;
 pub mod image;
 mod locks;
+pub mod metrics;
 pub mod notify;
 pub mod places;
 pub mod pool;

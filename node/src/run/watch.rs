@@ -28,7 +28,7 @@ pub(crate) enum News {
     Signal(i32),
 }
 
-/// The channel: one for the whole process, as its signals are, and one sandbox at a time.
+/// The channel: as a rule one for the whole process, as its signals are, and one sandbox at a time.
 #[derive(Debug)]
 pub(crate) struct Wire {
     sender: Sender<(Option<u32>, News)>,
@@ -39,15 +39,21 @@ pub(crate) struct Wire {
 impl Wire {
     /// Begins to listen to signals.
     pub(crate) fn open() -> Result<Self, Cause> {
-        let (sender, news) = mpsc::channel();
-        let signals = sender.clone();
+        let wire = Self::without_signals();
+        let signals = wire.sender.clone();
         signals::listen(move |signal| signals.send((None, News::Signal(signal))).is_ok())
             .map_err(Cause::Signals)?;
-        Ok(Self {
+        Ok(wire)
+    }
+
+    /// For a process whose signals are somebody else's.
+    pub(crate) fn without_signals() -> Self {
+        let (sender, news) = mpsc::channel();
+        Self {
             sender,
             news,
             turns: AtomicU32::new(0),
-        })
+        }
     }
 
     /// The next thing that happens, while there is no sandbox to watch.

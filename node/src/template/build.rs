@@ -48,11 +48,21 @@ pub struct Request {
 /// # Errors
 /// Something failed, the warm-up perhaps; nothing is left of it, and what had the name still has it.
 pub fn build(request: &Request) -> Result<Record, RunError> {
-    let wire = Wire::open()?;
-    let place = Place {
-        store: Store::open(&places::store()).map_err(Cause::Store)?,
-        runtime: places::runtime().map_err(Cause::Place)?,
-    };
+    let store = Store::open(&places::store()).map_err(Cause::Store)?;
+    build_with(&Wire::open()?, store, request)
+}
+
+/// The same in a store of the caller's, whose signals are its own affair.
+///
+/// # Errors
+/// As [`build()`].
+pub fn build_in(store: &Store, request: &Request) -> Result<Record, RunError> {
+    build_with(&Wire::without_signals(), store.clone(), request)
+}
+
+fn build_with(wire: &Wire, store: Store, request: &Request) -> Result<Record, RunError> {
+    let runtime = places::runtime().map_err(Cause::Place)?;
+    let place = Place { store, runtime };
     let machine = &request.machine;
     let image = place.store.find(&machine.image).map_err(Cause::Store)?;
     let recipe = Recipe {
@@ -65,7 +75,7 @@ pub fn build(request: &Request) -> Result<Record, RunError> {
         warm_up: request.warm_up.clone(),
         boot_timeout_s: request.boot_timeout.as_secs(),
     };
-    let result = make(&place, &wire, &request.name, recipe, image);
+    let result = make(&place, wire, &request.name, recipe, image);
     if let Err(error) = claim::sweep(&place.runtime) {
         log::warn!("{}", crate::error::chain(&error));
     }

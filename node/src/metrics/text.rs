@@ -1,0 +1,196 @@
+//! Figures of the moment as a registry of their own, and all of it as text.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{Backend, Class, Figures, Labels, Slots};
+use crate::host::model::Phase;
+
+/// All phases, so that a series is there before its first sandbox is.
+const PHASES: [(Phase, &str); 6] = [
+    (Phase::Creating, "creating"),
+    (Phase::Ready, "ready"),
+    (Phase::Running, "running"),
+    (Phase::Stopping, "stopping"),
+    (Phase::Stopped, "stopped"),
+    (Phase::Failed, "failed"),
+];
+
+pub(super) fn write(counted: &Registry, figures: &Figures) -> Result<String, fmt::Error> {
+    let mut moment = Registry::default();
+    sandboxes(&mut moment, figures);
+    slots(&mut moment, figures.slots);
+    starts(&mut moment, figures);
+    classes(&mut moment, &figures.classes);
+    backends(&mut moment, &figures.backends);
+    let mut text = String::new();
+    encode_registry(&mut text, counted)?;
+    encode_registry(&mut text, &moment)?;
+    encode_eof(&mut text)?;
+    Ok(text)
+}
+
+/// Series of whole numbers that go up and down.
+fn gauge(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    series: impl IntoIterator<Item = (Labels, u64)>,
+) {
+    let family = Family::<Labels, Gauge<u64, AtomicU64>>::default();
+    for (labels, value) in series {
+        family.get_or_create(&labels).set(value);
+    }
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, family),
+        None => registry.register(name, help, family),
+    }
+}
+
+/// Series of whole numbers that only go up.
+fn counter(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    series: impl IntoIterator<Item = (Labels, u64)>,
+) {
+    let family = Family::<Labels, Counter>::default();
+    for (labels, value) in series {
+        family.get_or_create(&labels).inc_by(value);
+    }
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, family),
+        None => registry.register(name, help, family),
+    }
+}
+
+fn one(name: &'static str, value: impl Into<String>) -> Labels {
+    vec![(name, value.into())]
+}
+
+fn sandboxes(registry: &mut Registry, figures: &Figures) {
+    let count = |phase| {
+        let found = figures.sandboxes.iter().find(|(it, _)| *it == phase);
+        found.map_or(0, |(_, count)| *count)
+    };
+    gauge(
+        registry,
+        "rundlet_sandboxes",
+        "Sandboxes by phase, records of ended ones included",
+        None,
+        PHASES.map(|(phase, name)| (one("phase", name), count(phase))),
+    );
+    gauge(
+        registry,
+        "rundlet_memory_committed",
+        "Guest memory of all living sandboxes, used or not",
+        Some(Unit::Bytes),
+        [(Labels::new(), figures.memory_committed_bytes)],
+    );
+}
+
+fn slots(registry: &mut Registry, slots: Slots) {
+    let states = [
+        ("free", slots.free),
+        ("claimed", slots.claimed),
+        ("releasing", slots.releasing),
+        ("set_aside", slots.set_aside),
+    ];
+    gauge(
+        registry,
+        "rundlet_pool_slots",
+        "Slots of the cgroup pool by state",
+        None,
+        states.map(|(state, count)| (one("state", state), count)),
+    );
+}
+
+fn starts(registry: &mut Registry, figures: &Figures) {
+    gauge(
+        registry,
+        "rundlet_starts_running",
+        "Starts that are worked on",
+        None,
+        [(Labels::new(), figures.starts_running)],
+    );
+    gauge(
+        registry,
+        "rundlet_start_queue_length",
+        "Starts that wait for their turn",
+        None,
+        [(Labels::new(), figures.starts_queued)],
+    );
+    let starts = figures.starts.iter();
+    counter(
+        registry,
+        "rundlet_starts",
+        "Starts that were asked for, by what the queue said",
+        None,
+        starts.map(|(result, count)| (one("result", result), *count)),
+    );
+}
+
+fn classes(registry: &mut Registry, classes: &[Class]) {
+    let labels = |it: &Class| vec![("kind", it.kind.into()), ("source", it.name.clone())];
+    gauge(
+        registry,
+        "rundlet_class_memory",
+        "memory.current of living sandboxes, by what they are made of",
+        Some(Unit::Bytes),
+        classes.iter().map(|it| (labels(it), it.memory_bytes)),
+    );
+    let cpu = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+    for class in classes {
+        let seconds = std::time::Duration::from_micros(class.cpu_us).as_secs_f64();
+        cpu.get_or_create(&labels(class)).set(seconds);
+    }
+    // A gauge: it falls when a sandbox ends.
+    registry.register_with_unit(
+        "rundlet_class_cpu",
+        "CPU time that living sandboxes have used, by what they are made of",
+        Unit::Seconds,
+        cpu,
+    );
+}
+
+fn backends(registry: &mut Registry, backends: &[Backend]) {
+    if backends.is_empty() {
+        return;
+    }
+    let labels = |it: &Backend| one("line", it.line.clone());
+    let mut add = |name, help, unit, value: fn(&Backend) -> u64| {
+        let series = backends.iter().map(|it| (labels(it), value(it)));
+        counter(registry, name, help, unit, series);
+    };
+    add("rundlet_backend_reads", "Read requests", None, |it| it.reads);
+    add(
+        "rundlet_backend_read",
+        "Bytes read",
+        Some(Unit::Bytes),
+        |it| it.read_bytes,
+    );
+    add(
+        "rundlet_backend_errors",
+        "Requests that were answered with an error",
+        None,
+        |it| it.errors,
+    );
+    let hits = backends
+        .iter()
+        .filter_map(|it| Some((labels(it), it.cache_hits?)));
+    counter(
+        registry,
+        "rundlet_backend_cache_hits",
+        "Reads that the page cache answered",
+        None,
+        hits,
+    );
+}
