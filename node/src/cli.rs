@@ -1,10 +1,12 @@
 //! The command line: parsed here, once, into what the rest of the program takes.
 
 mod bench;
+mod daemon;
 mod fleet;
 mod image;
 mod pool;
 mod run;
+mod serve;
 mod template;
 mod words;
 
@@ -21,7 +23,9 @@ pub(crate) use bench::{Bench, BenchVerb};
 pub(crate) use fleet::Fleet;
 pub(crate) use image::{Image, ImageVerb, Import, List, Remove};
 pub(crate) use pool::Pool;
-pub(crate) use run::Run;
+pub(crate) use daemon::{Create, Events, Exec, InspectSandbox, Kill, Logs, Ps, Rm, Stop};
+pub(crate) use run::{Daemon, Run};
+pub(crate) use serve::Serve;
 pub(crate) use template::{
     Build, Inspect, List as TemplateList, Remove as TemplateRemove, Template, TemplateVerb,
 };
@@ -30,7 +34,7 @@ pub(crate) use words::split_switches;
 /// Runs commands in throw-away microVMs.
 #[derive(FromArgs, Debug)]
 #[argh(
-    note = "Environment: RUNDLET_STORE (image store), RUNDLET_GUEST (directory of vmlinux and initrd.cpio),\nRUNDLET_LIBEXEC (directory of rundlet-vmm and vhost-blk-ro), RUNDLET_RUNTIME (run directories),\nRUST_LOG (info, debug: what goes on, on stderr).",
+    note = "Environment: RUNDLET_STORE (image store), RUNDLET_GUEST (directory of vmlinux and initrd.cpio),\nRUNDLET_LIBEXEC (directory of rundlet-vmm and vhost-blk-ro), RUNDLET_RUNTIME (run directories),\nRUNDLET_SOCKET (the daemon's socket), RUST_LOG (info, debug: what goes on, on stderr).",
     example = "rundlet image import debian.tar.zst debian:12\nrundlet run -it debian:12 -- bash"
 )]
 pub(crate) struct Cli {
@@ -46,11 +50,21 @@ pub(crate) struct Cli {
 #[argh(subcommand)]
 pub(crate) enum Verb {
     Run(Box<Run>),
+    Create(Box<Create>),
+    Exec(Exec),
+    Ps(Ps),
+    Inspect(InspectSandbox),
+    Logs(Logs),
+    Stop(Stop),
+    Kill(Kill),
+    Rm(Rm),
+    Events(Events),
     Image(Image),
     Template(Box<Template>),
     Fleet(Fleet),
     Bench(Bench),
     Pool(Pool),
+    Serve(Serve),
     Doctor(Doctor),
 }
 
@@ -94,6 +108,14 @@ pub(crate) enum UsageError {
     NoFleetCommand(TemplateName),
     #[error("--template or --cold says what to measure: rundlet bench start --template NAME")]
     NothingToBench,
+    #[error("a command is missing: rundlet exec {0} -- CMD ARGS…")]
+    NoExecCommand(String),
+    #[error("exactly one of an image and --template NAME is needed: rundlet create debian")]
+    OneSource,
+    #[error("--label {0:?} is not NAME=VALUE")]
+    Label(String),
+    #[error("{option} cannot be done by a daemon; leave it out, or say --daemon never")]
+    OursAlone { option: &'static str },
     #[error("{0} is 0, at least 1 is needed")]
     Nought(&'static str),
     #[error("{0} has a number above {1}")]

@@ -1,5 +1,8 @@
 //! The verbs of the command line. Each prints its result or one error, and returns the exit code.
 
+pub(crate) mod daemon;
+pub(crate) mod serve;
+
 use std::error::Error;
 use std::time::Instant;
 
@@ -18,7 +21,14 @@ const FAILED: u8 = 1;
 /// Exit code for bad usage, as of most tools; `run` has its own, since 2 may be its command's.
 pub(crate) const USAGE: u8 = 2;
 
+/// Begins to log what RUST_LOG says, or else `filter`.
+pub(crate) fn log(filter: &str) {
+    let filter = env_logger::Env::default().default_filter_or(filter);
+    env_logger::Builder::from_env(filter).init();
+}
+
 pub(crate) fn run(args: cli::Run, since: Instant) -> u8 {
+    let host = daemon::host(&args);
     let request = match recipe::Request::try_from(args) {
         Ok(request) => request,
         Err(error) => {
@@ -26,6 +36,11 @@ pub(crate) fn run(args: cli::Run, since: Instant) -> u8 {
             return recipe::OUR_ERROR;
         }
     };
+    match host {
+        Ok(Some(client)) => return daemon::run(&client, request),
+        Ok(None) => {}
+        Err(code) => return code,
+    }
     match recipe::run(&request, since) {
         Ok(code) => {
             if code == recipe::TIMED_OUT && request.timeout.is_some() {

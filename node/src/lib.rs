@@ -14,6 +14,7 @@ pub mod agent;
 pub mod api;
 pub mod bench;
 pub mod claim;
+pub mod client;
 pub mod digest;
 pub mod doctor;
 pub mod error;

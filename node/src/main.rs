@@ -18,12 +18,14 @@ use commands::USAGE;
 
 fn main() -> ExitCode {
     let since = Instant::now();
-    let filter = env_logger::Env::default().default_filter_or("error");
-    env_logger::Builder::from_env(filter).init();
     let args: Vec<String> = env::args_os()
         .map(|arg| arg.to_string_lossy().into_owned())
         .skip(1)
         .collect();
+    // A daemon is told by its configuration what to log.
+    if args.first().is_none_or(|verb| verb != "serve") {
+        commands::log("error");
+    }
     if args.first().is_some_and(|arg| arg == janitor::COMMAND) {
         return run_janitor(args.get(1).map(Path::new));
     }
@@ -34,6 +36,16 @@ fn main() -> ExitCode {
         }
         Ok(Cli { verb, .. }) => match verb {
             Some(Verb::Run(args)) => commands::run(*args, since),
+            Some(Verb::Create(args)) => commands::daemon::create(*args),
+            Some(Verb::Exec(args)) => commands::daemon::exec(args),
+            Some(Verb::Ps(args)) => commands::daemon::ps(&args),
+            Some(Verb::Inspect(args)) => commands::daemon::inspect(&args),
+            Some(Verb::Logs(args)) => commands::daemon::logs(&args),
+            Some(Verb::Stop(args)) => commands::daemon::stop(&args),
+            Some(Verb::Kill(args)) => commands::daemon::kill(&args),
+            Some(Verb::Rm(args)) => commands::daemon::rm(&args),
+            Some(Verb::Events(args)) => commands::daemon::events(&args),
+            Some(Verb::Serve(args)) => commands::serve::serve(&args),
             Some(Verb::Image(args)) => commands::image(args),
             Some(Verb::Template(args)) => commands::template(*args),
             Some(Verb::Fleet(args)) => commands::fleet(args),
@@ -63,7 +75,7 @@ fn parse(args: &[String]) -> Result<Cli, u8> {
         }
         Err(()) => {
             eprintln!("rundlet: {}", early.output.trim_end());
-            if matches!(args.first(), Some(&"run" | &"fleet")) {
+            if matches!(args.first(), Some(&"run" | &"exec" | &"fleet")) {
                 OUR_ERROR
             } else {
                 USAGE

@@ -6,10 +6,10 @@
 
 mod error;
 mod memory;
-mod session;
+pub(crate) mod session;
 pub(crate) mod signals;
-mod stdio;
-mod terminal;
+pub(crate) mod stdio;
+pub(crate) mod terminal;
 mod timeline;
 pub(crate) mod watch;
 

@@ -29,11 +29,8 @@ pub fn document() -> OpenApi {
         .schemas
         .insert(Problem::name().into(), Problem::schema());
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post, &mut item.delete] {
-            if let Some(operation) = operation {
-                add_problem(operation);
-            }
-        }
+        let operations = [&mut item.get, &mut item.post, &mut item.delete];
+        operations.into_iter().flatten().for_each(add_problem);
     }
     document
 }

@@ -1,6 +1,7 @@
 //! `rundlet run`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use argh::FromArgs;
 use rundlet_node::image::ImageName;
@@ -60,8 +61,12 @@ pub(crate) struct Run {
     timeout: Option<u64>,
 
     /// give the guest this many seconds to come up (default 60)
-    #[argh(option, default = "60")]
-    boot_timeout: u64,
+    #[argh(option)]
+    boot_timeout: Option<u64>,
+
+    /// whether a daemon hosts the sandbox: auto (where one answers and no option is in its way), never, always
+    #[argh(option, default = "Daemon::Auto")]
+    daemon: Daemon,
 
     /// size of the writable layer in MiB (default 1024); takes space only as it is written
     #[argh(option)]
@@ -92,6 +97,49 @@ pub(crate) struct Run {
     words: Vec<String>,
 }
 
+/// Seconds that a guest has to come up where nothing is said.
+const BOOT_TIMEOUT: u64 = 60;
+
+/// Who hosts a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Daemon {
+    Auto,
+    Never,
+    Always,
+}
+
+impl FromStr for Daemon {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "never" => Ok(Self::Never),
+            "always" => Ok(Self::Always),
+            _ => Err("auto, never and always are possible".into()),
+        }
+    }
+}
+
+impl Run {
+    pub(crate) fn daemon(&self) -> Daemon {
+        self.daemon
+    }
+
+    /// An option that a daemon cannot do: it is about processes of ours.
+    pub(crate) fn ours_alone(&self) -> Option<&'static str> {
+        let options = [
+            ("--kernel", self.kernel.is_some()),
+            ("--initrd", self.initrd.is_some()),
+            ("--console", self.console.is_some()),
+            ("--boot-timeout", self.boot_timeout.is_some()),
+            ("--timeline", self.timeline),
+            ("--stats", self.stats),
+        ];
+        options.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+    }
+}
+
 impl TryFrom<Run> for run::Request {
     type Error = UsageError;
 
@@ -116,7 +164,7 @@ impl TryFrom<Run> for run::Request {
             tty: args.tty,
             interactive: args.interactive,
             timeout,
-            boot_timeout: seconds("--boot-timeout", args.boot_timeout)?,
+            boot_timeout: seconds("--boot-timeout", args.boot_timeout.unwrap_or(BOOT_TIMEOUT))?,
             console: args.console,
             timeline: args.timeline,
             stats: args.stats,

@@ -3,12 +3,17 @@
 /// Long options without a value; the others take the argument after them.
 const SWITCHES: [&str; 5] = ["--tty", "--interactive", "--timeline", "--stats", "--help"];
 
+/// Verbs with a command of somebody else's at the end.
+const VERBS: [&str; 2] = ["run", "exec"];
+
 /// Reads short switches that were written together: `-it` is `-i -t`. What comes after the image's name
 /// is the command's and left alone. A `--` with no name before it, as in `run --template T -- CMD`, is
 /// doubled: the parser takes one for itself, and the other says that there is no name.
 pub(crate) fn split_switches(args: &[String]) -> Vec<String> {
     let mut all = Vec::with_capacity(args.len() + 1);
-    let mut ours = args.first().is_some_and(|verb| verb == "run");
+    let mut ours = args
+        .first()
+        .is_some_and(|verb| VERBS.contains(&verb.as_str()));
     let mut value = true;
     for arg in args {
         if ours && matches!(arg.as_str(), "-it" | "-ti") {

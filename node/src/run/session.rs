@@ -11,7 +11,7 @@ use super::{Cause, Request, RunError, TIMED_OUT, memory, stdio, terminal};
 use crate::agent::{Command, CommandEvent, Streams};
 
 /// A shell's code for a process that a signal ended, plus SIGPIPE: our reader has gone.
-const BROKEN_PIPE: u8 = 128 + 13;
+pub(crate) const BROKEN_PIPE: u8 = 128 + 13;
 
 /// One run, from the started processes on.
 pub(super) struct Session<'a> {

@@ -7,7 +7,7 @@ use signal_hook::consts;
 use signal_hook::iterator::Signals;
 
 /// The terminal's size has changed.
-pub(super) const SIGWINCH: i32 = consts::SIGWINCH;
+pub(crate) const SIGWINCH: i32 = consts::SIGWINCH;
 
 /// Those that are passed on to the command.
 const PASSED_ON: [i32; 6] = [
@@ -20,7 +20,7 @@ const PASSED_ON: [i32; 6] = [
 ];
 
 /// Calls `each` with every signal until it says `false`.
-pub(super) fn listen(each: impl Fn(i32) -> bool + Send + 'static) -> io::Result<()> {
+pub(crate) fn listen(each: impl Fn(i32) -> bool + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new(PASSED_ON.iter().chain(&[SIGWINCH]))?;
     thread::Builder::new()
         .name("signals".into())
@@ -42,10 +42,10 @@ pub(crate) fn code(signal: i32) -> u8 {
 /// Counts the signals that ask for an end: the first is the command's to handle, the second ends the
 /// sandbox whatever the command does.
 #[derive(Debug, Default)]
-pub(super) struct Interrupts(u32);
+pub(crate) struct Interrupts(u32);
 
 impl Interrupts {
-    pub(super) fn is_last(&mut self, signal: i32) -> bool {
+    pub(crate) fn is_last(&mut self, signal: i32) -> bool {
         if !asks_for_an_end(signal) {
             return false;
         }

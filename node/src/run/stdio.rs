@@ -48,15 +48,15 @@ impl Write for Patient {
     }
 }
 
-pub(super) fn stdin() -> io::Result<Box<dyn Read + Send>> {
+pub(crate) fn stdin() -> io::Result<Box<dyn Read + Send>> {
     Ok(Box::new(Patient::of(io::stdin())?))
 }
 
-pub(super) fn stdout() -> io::Result<Box<dyn Write + Send>> {
+pub(crate) fn stdout() -> io::Result<Box<dyn Write + Send>> {
     Ok(Box::new(Patient::of(io::stdout())?))
 }
 
-pub(super) fn stderr() -> io::Result<Box<dyn Write + Send>> {
+pub(crate) fn stderr() -> io::Result<Box<dyn Write + Send>> {
     Ok(Box::new(Patient::of(io::stderr())?))
 }
 

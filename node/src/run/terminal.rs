@@ -12,7 +12,7 @@ const DEFAULT: TtySize = TtySize {
 };
 
 /// The size of the terminal on stdout, or on stdin.
-pub(super) fn size() -> TtySize {
+pub(crate) fn size() -> TtySize {
     let size = termios::tcgetwinsize(io::stdout()).or_else(|_| termios::tcgetwinsize(io::stdin()));
     match size {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => TtySize {
@@ -26,12 +26,12 @@ pub(super) fn size() -> TtySize {
 /// Keys go to the command one by one, Ctrl-C included; dropped, the terminal is as it was. Does nothing
 /// when stdin is no terminal.
 #[derive(Debug)]
-pub(super) struct Raw {
+pub(crate) struct Raw {
     before: Option<Termios>,
 }
 
 impl Raw {
-    pub(super) fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
         let before = termios::tcgetattr(io::stdin()).ok();
         if let Some(before) = &before {
             let mut raw = before.clone();
