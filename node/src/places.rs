@@ -15,7 +15,7 @@ pub const LIBEXEC: &str = "RUNDLET_LIBEXEC";
 pub const GUEST: &str = "RUNDLET_GUEST";
 /// Names the store.
 pub const STORE: &str = "RUNDLET_STORE";
-/// Names the directory of run directories.
+/// Names the directory of everything that ends with the host: run directories, and what a daemon has there.
 pub const RUNTIME: &str = "RUNDLET_RUNTIME";
 
 /// What is not where it should be.
@@ -105,29 +105,45 @@ pub fn store() -> PathBuf {
     data.join("rundlet")
 }
 
-/// The directory of run directories, made when missing.
-///
-/// # Errors
-/// It cannot be made, or is not ours alone.
-pub fn runtime() -> Result<PathBuf, PlaceError> {
+/// The directory of everything that ends with the host.
+#[must_use]
+pub fn base() -> PathBuf {
     let uid = rustix::process::geteuid();
-    let path = match (env::var_os(RUNTIME), env::var_os("XDG_RUNTIME_DIR")) {
+    match (env::var_os(RUNTIME), env::var_os("XDG_RUNTIME_DIR")) {
         (Some(told), _) => told.into(),
         (None, _) if uid.is_root() => PathBuf::from("/run/rundlet"),
         (None, Some(xdg)) => PathBuf::from(xdg).join("rundlet"),
         (None, None) => env::temp_dir().join(format!("rundlet-{}", uid.as_raw())),
-    };
+    }
+}
+
+/// The directory of run directories, made when missing. Apart from a daemon's, since whatever is unlocked beside a
+/// run directory is swept away ([`crate::claim`]).
+///
+/// # Errors
+/// It cannot be made, or is not ours alone.
+pub fn runtime() -> Result<PathBuf, PlaceError> {
+    let base = base();
+    // The daemon's socket is there, which others may be let to.
+    own(&base, 0o755)?;
+    let path = base.join("runs");
+    own(&path, 0o700)?;
+    Ok(path)
+}
+
+/// Makes a directory unless it is there, and refuses one that is somebody else's.
+fn own(path: &Path, mode: u32) -> Result<(), PlaceError> {
     fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
-        .create(&path)
-        .map_err(PathError::at("create directory", &path))?;
+        .mode(mode)
+        .create(path)
+        .map_err(PathError::at("create directory", path))?;
     // In a shared /tmp somebody else may have been first.
-    let metadata = fs::symlink_metadata(&path).map_err(PathError::at("look at", &path))?;
-    if metadata.uid() != uid.as_raw() || !metadata.is_dir() {
-        return Err(PlaceError::NotOurs(path));
+    let metadata = fs::symlink_metadata(path).map_err(PathError::at("look at", path))?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() || !metadata.is_dir() {
+        return Err(PlaceError::NotOurs(path.to_path_buf()));
     }
-    Ok(path)
+    Ok(())
 }
 
 fn beside() -> Option<PathBuf> {

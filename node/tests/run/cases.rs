@@ -232,7 +232,7 @@ fn the_end_of_a_peer_is_a_clear_error_and_no_hang() {
             error.contains(words) && error.contains(tail),
             "{trouble}: {error}"
         );
-        assert_eq!(fs::read_dir(fixture.path("run")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(fixture.path("run/runs")).unwrap().count(), 0);
     }
     let output = fixture.troubled("backend-refuses", &[], "true");
     let error = stderr(&output);
@@ -284,7 +284,7 @@ fn what_a_cli_killed_with_its_janitor_leaves_the_next_run_sweeps() {
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the end of the peers", || fixture.processes().is_empty());
-    assert_eq!(fs::read_dir(fixture.path("run")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(fixture.path("run/runs")).unwrap().count(), 1);
     assert_eq!(fixture.sh(&[], "true").status.code(), Some(0));
     assert!(fixture.is_clean());
 }

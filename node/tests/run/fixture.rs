@@ -117,7 +117,9 @@ impl Fixture {
     pub(crate) fn run_directory(&self) -> PathBuf {
         let mut found = None;
         eventually("a run directory", || {
-            found = fs::read_dir(self.path("run")).unwrap().next();
+            found = fs::read_dir(self.path("run/runs"))
+                .ok()
+                .and_then(|mut runs| runs.next());
             found.is_some()
         });
         found.unwrap().unwrap().path()
@@ -125,7 +127,11 @@ impl Fixture {
 
     /// Neither a file in the runtime directory nor a process that knows it is left.
     pub(crate) fn is_clean(&self) -> bool {
-        fs::read_dir(self.path("run")).unwrap().next().is_none() && self.processes().is_empty()
+        fs::read_dir(self.path("run/runs"))
+            .unwrap()
+            .next()
+            .is_none()
+            && self.processes().is_empty()
     }
 
     /// Processes that were started with this fixture's environment: our children and theirs.
