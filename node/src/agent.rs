@@ -10,16 +10,20 @@ mod output;
 mod renew;
 #[cfg(test)]
 mod tests;
+mod until;
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rundlet_protocol::frame::{self, Frame, FrameError, Stream};
 use rundlet_protocol::{AGENT_PORT, Failure, RenewalError, Reply, Request, VERSION};
 
+use rustix::net::sockopt::socket_peercred;
+
 pub use command::{Command, CommandEvent, Streams};
+pub(crate) use until::Until;
 
 /// How long the guest may take for one step of the greeting.
 const GREETING: Duration = Duration::from_secs(10);
@@ -32,6 +36,8 @@ const MAX_ANSWER: usize = 32;
 pub enum AgentError {
     #[error("cannot connect to the sandbox's vsock socket {}", path.display())]
     Connect { path: PathBuf, source: io::Error },
+    #[error("{} leads to another process than the sandbox's VMM, pid {pid}", path.display())]
+    Stranger { path: PathBuf, pid: u32 },
     #[error("the guest does not answer on vsock port {AGENT_PORT}")]
     NoAgent(#[source] io::Error),
     #[error("the VMM refused the connection to vsock port {AGENT_PORT}: it said {answer:?}")]
@@ -62,6 +68,8 @@ pub enum AgentError {
 #[derive(Clone, Debug)]
 pub struct Agent {
     socket: PathBuf,
+    /// Who has to be at the other end.
+    pid: Option<u32>,
 }
 
 /// A greeted connection: good for one command, or for the shutdown of the machine.
@@ -74,7 +82,15 @@ impl Agent {
     /// `socket` is the VMM's vsock socket.
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, pid: None }
+    }
+
+    /// `socket` is in a directory that the VMM, process `pid`, may write to: should its guest have taken it over,
+    /// the name may lead to somebody else's socket.
+    #[must_use]
+    pub fn of(socket: PathBuf, pid: u32) -> Self {
+        let pid = Some(pid);
+        Self { socket, pid }
     }
 
     /// Connects through the VMM and exchanges versions.
@@ -82,13 +98,32 @@ impl Agent {
     /// # Errors
     /// The socket, the VMM or the agent does not answer, or speaks another version.
     pub fn dial(&self) -> Result<Connection, AgentError> {
-        let stream = connect(&self.socket)?;
-        limit(&stream, Some(GREETING))?;
-        (&stream)
-            .write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())
-            .map_err(AgentError::NoAgent)?;
-        read_answer(&stream)?;
+        let stream = self.open()?;
+        reach(&stream)?;
         Connection::greet(stream)
+    }
+
+    /// Connects to the VMM's socket and no further.
+    ///
+    /// # Errors
+    /// There is no socket.
+    pub(crate) fn open(&self) -> Result<UnixStream, AgentError> {
+        let error = |source| AgentError::Connect {
+            path: self.socket.clone(),
+            source,
+        };
+        let stream = UnixStream::connect(&self.socket).map_err(error)?;
+        if let Some(pid) = self.pid {
+            // The process that listens, unix(7).
+            let peer = socket_peercred(&stream).map_err(|errno| error(errno.into()))?;
+            if u32::try_from(peer.pid.as_raw_pid()) != Ok(pid) {
+                return Err(AgentError::Stranger {
+                    path: self.socket.clone(),
+                    pid,
+                });
+            }
+        }
+        Ok(stream)
     }
 }
 
@@ -120,11 +155,18 @@ impl Connection {
     }
 }
 
-fn connect(path: &Path) -> Result<UnixStream, AgentError> {
-    UnixStream::connect(path).map_err(|source| AgentError::Connect {
-        path: path.to_owned(),
-        source,
-    })
+/// Has the VMM connect a stream to the agent: what is said on it next is for the agent. There is no limit
+/// of time on it any more.
+///
+/// # Errors
+/// The VMM or the guest does not answer.
+pub(crate) fn reach(stream: &UnixStream) -> Result<(), AgentError> {
+    limit(stream, Some(GREETING))?;
+    let mut to = stream;
+    to.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())
+        .map_err(AgentError::NoAgent)?;
+    read_answer(stream)?;
+    limit(stream, None)
 }
 
 fn limit(stream: &UnixStream, time: Option<Duration>) -> Result<(), AgentError> {

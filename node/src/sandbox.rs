@@ -14,24 +14,25 @@
 //! end when it closes; the [`janitor`](crate::sandbox::janitor) kills those that do not and removes the
 //! run directory.
 
-mod backend;
-mod child;
+pub(crate) mod backend;
+pub(crate) mod child;
 mod control;
 mod event;
 mod fleet;
 pub mod janitor;
 mod member;
-mod output;
+pub(crate) mod output;
 pub(crate) mod peer;
-mod process;
-mod ready;
-mod renew;
+pub(crate) mod process;
+pub(crate) mod ready;
+pub(crate) mod renew;
 mod rights;
-mod spec;
+pub(crate) mod spec;
 mod state;
 mod tail;
-mod vmm;
-mod zygote;
+pub(crate) mod vmm;
+pub(crate) mod words;
+pub(crate) mod zygote;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,7 +43,7 @@ use crate::error::PathError;
 use crate::places::PlaceError;
 use crate::scratch;
 use crate::template::Binding;
-use backend::{Backend, Disks};
+use backend::{Backend, Disks, Life};
 use child::ChildError;
 use janitor::{Janitor, JanitorError};
 use ready::ReadyListener;
@@ -55,8 +56,8 @@ pub use member::{Member, MemberError, MemberInstants, Wish};
 pub use output::{Output, OutputError};
 pub use spec::{Boot, Cloned, Console, Origin, SandboxSpec, SpecError, check_size};
 pub use state::State;
-pub(crate) use tail::Tail;
 pub use tail::printable;
+pub(crate) use tail::{Tail, lines, of_file};
 pub use zygote::{CloneEnd, ZygoteError};
 
 /// How long a child may take to end by itself once its lifeline is cut.
@@ -64,10 +65,10 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long a killed process may take to be gone: its memory has to be given back, on a host that may be
 /// giving back that of hundreds.
-const DEATH: Duration = Duration::from_secs(120);
+pub(crate) const DEATH: Duration = Duration::from_secs(120);
 
 /// Longest path of a unix socket, unix(7): 108 bytes with the final zero.
-const MAX_SOCKET: usize = 107;
+pub(crate) const MAX_SOCKET: usize = 107;
 
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;
@@ -146,7 +147,7 @@ impl Sandbox {
             Console::Internal => run.path().join("console.log"),
         };
         let janitor = Janitor::start(run.path())?;
-        let backend = Backend::start(&disks(spec, &sockets), events)?;
+        let backend = Backend::start(&disks(spec, &sockets), Life::Tied, events)?;
         janitor.watch(backend.child().pidfd())?;
         let backend_listening = Instant::now();
         let agent = Agent::new(sockets.vsock.clone());

@@ -1,5 +1,5 @@
-//! Stand-in for the peers of `rundlet run` and `rundlet fleet`, chosen by the name it is called by; the tests
-//! in `node/tests` put it under those names. There is no guest: commands run on the host, under the real
+//! Stand-in for the peers of `rundlet run`, `rundlet fleet` and a host, chosen by the name it is called by; the
+//! tests in `node/tests` put it under those names. There is no guest: commands run on the host, under the real
 //! agent (`RUNDLET_DOUBLE_AGENT`, a rundlet-init), so what is tested is the node's end of everything.
 //!
 //! `RUNDLET_DOUBLE` says what goes wrong: see [`Trouble`].
@@ -71,7 +71,7 @@ impl Trouble {
 fn main() -> Anything {
     let name = env::args().next().unwrap_or_default();
     if env::args().nth(1).as_deref() == Some("zygote") {
-        return zygote::serve(&argument("--template").ok_or("no --template")?);
+        return zygote::serve(argument("--template").as_deref());
     }
     let mut input = String::new();
     io::stdin().read_to_string(&mut input)?;
@@ -89,19 +89,15 @@ fn argument(name: &str) -> Option<PathBuf> {
     args.nth(1).map(PathBuf::from)
 }
 
-fn lifeline() -> Result<PathBuf, Box<dyn Error>> {
-    let fd = argument("--lifeline").ok_or("no --lifeline")?;
-    Ok(Path::new("/proc/self/fd").join(fd))
-}
-
-/// Blocks until the lifeline is cut.
+/// Blocks until the lifeline is cut, or for good where there is none.
 fn wait_for_the_end() -> Anything {
-    if Trouble::wanted() == Trouble::Deaf {
+    let lifeline = argument("--lifeline").filter(|_| Trouble::wanted() != Trouble::Deaf);
+    let Some(fd) = lifeline else {
         loop {
             thread::sleep(Duration::from_secs(1));
         }
-    }
-    File::open(lifeline()?)?.read_to_end(&mut Vec::new())?;
+    };
+    File::open(Path::new("/proc/self/fd").join(fd))?.read_to_end(&mut Vec::new())?;
     Ok(())
 }
 
@@ -113,7 +109,9 @@ fn path(value: &Value) -> Result<PathBuf, Box<dyn Error>> {
 }
 
 fn say(event: &Value) {
-    println!("{event}");
+    let mut out = io::stdout().lock();
+    // Who listened may have gone, which is no reason to end.
+    let _ = writeln!(out, "{event}").and_then(|()| out.flush());
 }
 
 fn backend(config: &Value) -> Anything {
@@ -144,6 +142,13 @@ fn backend(config: &Value) -> Anything {
             thread::sleep(Duration::from_millis(10));
         }
         return Err("double: disk caught fire".into());
+    }
+    if keep.is_none() {
+        for (listener, _) in &sockets {
+            let listener = listener.try_clone()?;
+            // Sessions end with us.
+            thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
+        }
     }
     if let Some((layer, path)) = keep {
         // A session ends with the VMM, and its connection with it.
@@ -366,6 +371,12 @@ fn serve(mut host: UnixStream, agent: &Path) -> Anything {
     let (theirs, wish) = (request(&mut host)?, request(&mut host)?);
     if theirs != hello {
         return Err(format!("{theirs:?} is no greeting").into());
+    }
+    if wish == Request::Shutdown {
+        frame::write_message(&mut host, &Reply::ShuttingDown)?;
+        // The agent would power off the machine that it runs on.
+        say(&serde_json::json!({"event": "exit", "reason": "power_off", "message": null}));
+        std::process::exit(0);
     }
     if wish == (Request::Prepare {}) {
         // The agent has no cgroups here to freeze anything with.

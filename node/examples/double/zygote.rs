@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::env;
 use std::error::Error;
+use std::fs::OpenOptions;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,8 +25,8 @@ use serde_json::{Value, json};
 use crate::{Anything, Trouble, argument, say, unfit};
 
 /// Serves until the node closes the socket.
-pub(crate) fn serve(template: &Path) -> Anything {
-    if let Some((reason, code, message)) = unfit(template, None) {
+pub(crate) fn serve(template: Option<&Path>) -> Anything {
+    if let Some((reason, code, message)) = template.and_then(|it| unfit(it, None)) {
         say(&json!({"event": "exit", "reason": reason, "message": message}));
         std::process::exit(code);
     }
@@ -37,41 +38,59 @@ pub(crate) fn serve(template: &Path) -> Anything {
     send(&socket, &json!({"ready": {}}), None)?;
     loop {
         let (request, fds) = receive(&socket)?;
-        let clone = &request["clone"];
-        let Some(id) = clone["id"].as_str() else {
-            return Ok(());
+        let wanted = if template.is_some() { "clone" } else { "boot" };
+        let order = &request[wanted];
+        let Some(id) = order["id"].as_str() else {
+            if request.is_null() {
+                return Ok(());
+            }
+            return Err(format!("no zygote for {request}").into());
         };
         if Trouble::wanted() == Trouble::ZygoteRefuses {
             let refused = json!({"refused": {"id": id, "message": "double says no"}});
             send(&socket, &refused, None)?;
             continue;
         }
-        let names = clone["fds"].as_array().ok_or("no fds")?;
+        let names = order["fds"].as_array().ok_or("no fds")?;
         let names = names.iter().filter_map(Value::as_str);
         let gifts: HashMap<&str, OwnedFd> = names.zip(fds).collect();
-        let child = start(template, &clone["spec"], gifts)?;
+        let child = start(template, &order["spec"], gifts)?;
         watch(&socket, id, child)?;
     }
 }
 
 fn start(
-    template: &Path,
+    template: Option<&Path>,
     spec: &Value,
     mut gifts: HashMap<&str, OwnedFd>,
 ) -> Result<Child, Box<dyn Error>> {
+    let mut command = Command::new(env::current_exe()?);
+    command.arg0("rundlet-vmm");
+    match template {
+        Some(template) => command
+            .args(["clone", "--spec", "-", "--template"])
+            .arg(template),
+        None => command.args(["boot", "--spec", "-"]),
+    };
+    let lifeline = gifts.remove("lifeline");
+    if let Some(lifeline) = &lifeline {
+        fcntl_setfd(lifeline, FdFlags::empty())?;
+        command
+            .arg("--lifeline")
+            .arg(lifeline.as_raw_fd().to_string());
+    }
     let mut gift = |name| gifts.remove(name).ok_or("a descriptor is missing");
-    let lifeline = gift("lifeline")?;
-    fcntl_setfd(&lifeline, FdFlags::empty())?;
-    let mut child = Command::new(env::current_exe()?)
-        .arg0("rundlet-vmm")
-        .args(["clone", "--spec", "-", "--template"])
-        .arg(template)
-        .arg("--lifeline")
-        .arg(lifeline.as_raw_fd().to_string())
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(gift("stdout")?)
         .stderr(gift("stderr")?)
         .spawn()?;
+    if let Some(cgroup) = gifts.remove("cgroup") {
+        // The directory of a test, which looks like a cgroup.
+        let procs = format!("/proc/self/fd/{}/cgroup.procs", cgroup.as_raw_fd());
+        let mut procs = OpenOptions::new().append(true).create(true).open(procs)?;
+        writeln!(procs, "{}", child.id())?;
+    }
     let mut stdin = child.stdin.take().ok_or("no stdin")?;
     stdin.write_all(spec.to_string().as_bytes())?;
     Ok(child)

@@ -4,14 +4,14 @@
 //! Both are one write and two replies, since the VMM and the agent let a client send ahead: a clone is
 //! ready one round trip after its agent runs.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rundlet_protocol::frame::{self, FrameError};
 use rundlet_protocol::{AGENT_PORT, Renewal, Reply, Request, VERSION};
 
-use super::{Agent, AgentError, agree, connect, read_answer, read_reply, unexpected};
+use super::{Agent, AgentError, Until, agree, read_answer, read_reply, unexpected};
 
 #[cfg(test)]
 mod tests;
@@ -79,7 +79,7 @@ impl Agent {
     fn reach(&self, bytes: &[u8], deadline: Instant) -> Result<UnixStream, AgentError> {
         loop {
             let begun = Instant::now();
-            let stream = connect(&self.socket)?;
+            let stream = self.open()?;
             let mut timed = Until {
                 stream: &stream,
                 deadline,
@@ -94,48 +94,5 @@ impl Agent {
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-/// A connection until a deadline: however slowly the guest drips its answer, nobody waits longer.
-#[derive(Debug)]
-struct Until<'a> {
-    stream: &'a UnixStream,
-    deadline: Instant,
-}
-
-impl Until<'_> {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        Ok(Some(left))
-    }
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(buffer).map_err(late)
-    }
-}
-
-impl Write for Until<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(bytes).map_err(late)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A socket's own word for "in vain until the timeout" is "would block", socket(7).
-fn late(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-        _ => error,
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child::{Child, ChildError, Start, Tie};
 use super::spec::{json, text};
-use super::{Event, Sink, StartError};
+use super::{Event, GRACE, Sink, StartError};
 use crate::places;
 use crate::scratch;
 
@@ -22,15 +22,31 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The two disks of a sandbox and where they are served. Every connection to `scratch_socket` gets a
 /// layer of its own.
 #[derive(Debug)]
-pub(super) struct Disks<'a> {
-    pub(super) root_socket: &'a Path,
-    pub(super) image: &'a Path,
-    pub(super) scratch_socket: &'a Path,
-    pub(super) scratch: &'a scratch::Template,
+pub(crate) struct Disks<'a> {
+    pub(crate) root_socket: &'a Path,
+    pub(crate) image: &'a Path,
+    pub(crate) scratch_socket: &'a Path,
+    pub(crate) scratch: &'a scratch::Template,
     /// Whether guests come in the middle of their lives, as clones do.
-    pub(super) resumes: bool,
+    pub(crate) resumes: bool,
     /// Where the layer stays after its session.
-    pub(super) keep: Option<&'a Path>,
+    pub(crate) keep: Option<&'a Path>,
+}
+
+/// How long a backend lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Not longer than we.
+    Tied,
+    /// Until it is told to end, in a jail perhaps.
+    Free { jail: Option<Owner> },
+}
+
+/// Who a jailed process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 /// Its configuration, as it reads it.
@@ -38,6 +54,8 @@ pub(super) struct Disks<'a> {
 struct Config<'a> {
     listeners: [Listener<'a>; 2],
     queues: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jail: Option<Owner>,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,20 +95,28 @@ enum Line {
 
 /// The running backend.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(crate) struct Backend {
     child: Child,
 }
 
 impl Backend {
     /// Starts it and waits until it listens.
-    pub(super) fn start(disks: &Disks<'_>, events: &Sink) -> Result<Self, StartError> {
+    pub(crate) fn start(disks: &Disks<'_>, life: Life, events: &Sink) -> Result<Self, StartError> {
         let program = places::program(NAME)?;
-        let config = config(disks)?;
+        let (jail, free) = match life {
+            Life::Tied => (None, false),
+            Life::Free { jail } => (jail, true),
+        };
+        let config = config(disks, jail)?;
         let start = Start {
             name: NAME,
             program: &program,
             arguments: ["serve", "--config", "-"].map(Into::into).to_vec(),
-            tie: Tie::Lifeline { input: &config },
+            tie: if free {
+                Tie::Free { input: &config }
+            } else {
+                Tie::Lifeline { input: &config }
+            },
         };
         let (told, listening) = mpsc::channel();
         let ended = told.clone();
@@ -111,10 +137,13 @@ impl Backend {
                 }
             },
         )?;
+        let mut backend = Self { child };
         match listening.recv_timeout(PATIENCE) {
-            Ok(Begun::Listening) => Ok(Self { child }),
-            Ok(Begun::Ended(status)) => Err(child.ended_early(status).into()),
+            Ok(Begun::Listening) => Ok(backend),
+            Ok(Begun::Ended(status)) => Err(backend.child.ended_early(status).into()),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                // A free one would go on.
+                backend.child.end(GRACE);
                 let late = ChildError::Late {
                     name: NAME,
                     limit: PATIENCE,
@@ -124,11 +153,11 @@ impl Backend {
         }
     }
 
-    pub(super) fn child(&self) -> &Child {
+    pub(crate) fn child(&self) -> &Child {
         &self.child
     }
 
-    pub(super) fn child_mut(&mut self) -> &mut Child {
+    pub(crate) fn child_mut(&mut self) -> &mut Child {
         &mut self.child
     }
 }
@@ -139,7 +168,7 @@ enum Begun {
     Ended(ExitStatus),
 }
 
-fn config(disks: &Disks<'_>) -> Result<Vec<u8>, StartError> {
+fn config(disks: &Disks<'_>, jail: Option<Owner>) -> Result<Vec<u8>, StartError> {
     json(&Config {
         listeners: [
             Listener {
@@ -160,5 +189,6 @@ fn config(disks: &Disks<'_>) -> Result<Vec<u8>, StartError> {
             },
         ],
         queues: 1,
+        jail,
     })
 }

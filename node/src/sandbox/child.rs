@@ -1,8 +1,9 @@
-//! A child process with a lifeline.
+//! A child process, tied to us by a lifeline or not at all.
 //!
-//! The child inherits the read end of a pipe and ends when the write end closes, which only we hold:
-//! however we end, it ends. It is its own process group, so that a terminal's Ctrl-C is for us alone.
-//! Signals go through a pidfd, so they never hit a stranger with a reused id.
+//! A tied child inherits the read end of a pipe and ends when the write end closes, which only we hold:
+//! however we end, it ends. A free one outlives us, and ends when it is told to. Each is its own process
+//! group, so that a terminal's Ctrl-C is for us alone. Signals go through a pidfd, so they never hit a
+//! stranger with a reused id.
 
 use std::env;
 use std::ffi::OsString;
@@ -45,18 +46,20 @@ pub enum ChildError {
 
 /// What to start.
 #[derive(Debug)]
-pub(super) struct Start<'a> {
-    pub(super) name: &'static str,
-    pub(super) program: &'a Path,
-    pub(super) arguments: Vec<OsString>,
-    pub(super) tie: Tie<'a>,
+pub(crate) struct Start<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) program: &'a Path,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) tie: Tie<'a>,
 }
 
 /// What ends the child when we end.
 #[derive(Debug)]
-pub(super) enum Tie<'a> {
+pub(crate) enum Tie<'a> {
     /// A pipe, named to it by `--lifeline FD`; `input` is its stdin.
     Lifeline { input: &'a [u8] },
+    /// Nothing. Its stdout and stderr lead nowhere once we have gone.
+    Free { input: &'a [u8] },
     /// A socket, named to it by `--socket FD`. Whoever holds the other end cuts it.
     Socket(OwnedFd),
 }
@@ -66,16 +69,17 @@ pub(super) enum Tie<'a> {
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Keeps others from starting children meanwhile.
-pub(super) fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A running (or ended) child; ended for good when dropped.
+/// A running (or ended) child; ended for good when dropped, unless it is free.
 #[derive(Debug)]
-pub(super) struct Child {
+pub(crate) struct Child {
     name: &'static str,
     pid: u32,
     pidfd: OwnedFd,
+    free: bool,
     lifeline: Option<OwnedFd>,
     ended: Arc<Ended>,
     stderr: Tail,
@@ -105,7 +109,7 @@ impl Ended {
 
 impl Child {
     /// Starts it. `on_line` gets each line of its stdout, `on_end` its status after the last line.
-    pub(super) fn start(
+    pub(crate) fn start(
         start: Start<'_>,
         on_line: impl FnMut(&[u8]) + Send + 'static,
         on_end: impl FnOnce(ExitStatus) + Send + 'static,
@@ -120,16 +124,20 @@ impl Child {
             command.env(LOG, "warn");
         }
         command.args(&start.arguments);
-        let (option, theirs, ours, input) = match start.tie {
+        let free = matches!(start.tie, Tie::Free { .. });
+        let (theirs, ours, input) = match start.tie {
             Tie::Lifeline { input } => {
                 let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| error(e.into()))?;
-                ("--lifeline", read, Some(write), input)
+                (Some(("--lifeline", read)), Some(write), input)
             }
-            Tie::Socket(socket) => ("--socket", socket, None, &[][..]),
+            Tie::Free { input } => (None, None, input),
+            Tie::Socket(socket) => (Some(("--socket", socket)), None, &[][..]),
         };
-        command.arg(option).arg(theirs.as_raw_fd().to_string());
         let alone = alone();
-        rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(|e| error(e.into()))?;
+        if let Some((option, fd)) = &theirs {
+            command.arg(option).arg(fd.as_raw_fd().to_string());
+            rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|e| error(e.into()))?;
+        }
         let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -153,6 +161,7 @@ impl Child {
             name: start.name,
             pid,
             pidfd,
+            free,
             lifeline: ours,
             ended: Arc::default(),
             stderr: Tail::default(),
@@ -207,21 +216,21 @@ impl Child {
         Ok(())
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
-    pub(super) fn pidfd(&self) -> &OwnedFd {
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
 
     /// The last lines of its stderr.
-    pub(super) fn tail(&self, lines: usize) -> Vec<String> {
+    pub(crate) fn tail(&self, lines: usize) -> Vec<String> {
         self.stderr.last(lines)
     }
 
     /// What to say when it ended although it should not have.
-    pub(super) fn ended_early(&self, status: ExitStatus) -> ChildError {
+    pub(crate) fn ended_early(&self, status: ExitStatus) -> ChildError {
         ChildError::Ended {
             name: self.name,
             status: status.to_string(),
@@ -230,13 +239,16 @@ impl Child {
     }
 
     /// Waits for its end.
-    pub(super) fn wait(&self, limit: Duration) -> Option<ExitStatus> {
+    pub(crate) fn wait(&self, limit: Duration) -> Option<ExitStatus> {
         self.ended.wait(limit)
     }
 
-    /// Cuts the lifeline; kills it when it has not ended after `grace`.
-    pub(super) fn end(&mut self, grace: Duration) {
+    /// Cuts the lifeline, or asks a free child to end; kills it when it has not ended after `grace`.
+    pub(crate) fn end(&mut self, grace: Duration) {
         self.lifeline = None;
+        if self.free {
+            process::terminate(&self.pidfd);
+        }
         if self.wait(grace).is_some() {
             return;
         }
@@ -254,7 +266,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        self.end(super::GRACE);
+        if !self.free {
+            self.end(super::GRACE);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::backend::{Backend, Disks};
+use super::backend::{Backend, Disks, Life};
 use super::janitor::{Janitor, JanitorError};
 use super::member::{Entry, Member, MemberError, Wish};
 use super::spec::Cloned;
@@ -92,7 +92,7 @@ impl Fleet {
             keep: None,
         };
         let ending = Arc::default();
-        let backend = Backend::start(&disks, &backend_sink(events, &ending))?;
+        let backend = Backend::start(&disks, Life::Tied, &backend_sink(events, &ending))?;
         janitor.watch(backend.child().pidfd())?;
         let lifeline = pipe_with(PipeFlags::CLOEXEC).map_err(|e| FleetError::Prepare(e.into()))?;
         let log = Tail::default();
@@ -216,7 +216,7 @@ impl Shared {
                 events(FleetEvent::ZygoteGone);
             }
         };
-        let zygote = Zygote::start(&self.cloned.template.path, ends, gone)?;
+        let zygote = Zygote::start(Some(&self.cloned.template.path), ends, gone)?;
         if let Err(error) = self.janitor.watch(zygote.child().pidfd()) {
             log::error!("{}", crate::error::chain(&error));
         }

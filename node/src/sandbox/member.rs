@@ -18,8 +18,11 @@ use super::zygote::{CloneEnd, Handle, ZygoteError};
 use super::{StartError, process, renew};
 use crate::agent::{Agent, AgentError, Connection};
 use crate::error::PathError;
-use crate::sandbox::output::{Output, OutputError};
+use crate::sandbox::output::{Output, OutputError, Terms};
 use nascent::Nascent;
+
+/// Most that is kept of one stream of a command, bytes.
+const KEEP: usize = 1024 * 1024;
 
 /// A clone to make.
 #[derive(Debug, Default)]
@@ -186,7 +189,12 @@ impl Member {
     /// # Errors
     /// The command could not be run, or was not done in time; it is killed then.
     pub fn run(&self, spec: ExecSpec, limit: Duration) -> Result<Output, OutputError> {
-        Output::of(self.connect()?, spec, limit)
+        let terms = Terms {
+            limit,
+            keep: KEEP,
+            stdin: Vec::new(),
+        };
+        Output::of(self.connect()?, spec, terms)
     }
 
     /// How it has ended, if it has.

@@ -1,6 +1,6 @@
 //! A command whose output is kept, for callers that run many and pass on none.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,15 +9,14 @@ use rundlet_protocol::{ExecSpec, ExitStatus, Failure};
 
 use crate::agent::{AgentError, CommandEvent, Connection, Streams};
 
-/// Most that is kept of one stream, bytes; the rest is read and forgotten.
-const MAX: usize = 1024 * 1024;
-
 /// What a command left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
+    /// Whether there was more of a stream than is kept.
+    pub truncated: bool,
     /// From the request to the first byte of output, if there was any.
     pub first_output: Option<Duration>,
 }
@@ -33,17 +32,29 @@ pub enum OutputError {
     Late(Duration),
 }
 
+/// How a command is run whose output is kept.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) limit: Duration,
+    /// Most that is kept of one stream, bytes; the rest is read and forgotten.
+    pub(crate) keep: usize,
+    /// What it reads, if its spec says so.
+    pub(crate) stdin: Vec<u8>,
+}
+
 impl Output {
     /// Runs the command on a greeted connection.
-    pub(super) fn of(
+    pub(crate) fn of(
         connection: Connection,
         spec: ExecSpec,
-        limit: Duration,
+        terms: Terms,
     ) -> Result<Self, OutputError> {
         let began = Instant::now();
-        let (stdout, stderr) = (Kept::default(), Kept::default());
+        let Terms { limit, keep, stdin } = terms;
+        let (stdout, stderr) = (Kept::at_most(keep), Kept::at_most(keep));
+        let stdin: Box<dyn Read + Send> = Box::new(io::Cursor::new(stdin));
         let streams = Streams {
-            stdin: None,
+            stdin: spec.stdin.then_some(stdin),
             stdout: Box::new(stdout.clone()),
             stderr: Box::new(stderr.clone()),
         };
@@ -62,30 +73,43 @@ impl Output {
                 Err(RecvTimeoutError::Disconnected) => return Err(AgentError::Closed.into()),
             }
         };
+        let ((stdout, more_out), (stderr, more_err)) = (stdout.take(), stderr.take());
         Ok(Self {
             status,
-            stdout: stdout.take(),
-            stderr: stderr.take(),
+            stdout,
+            stderr,
+            truncated: more_out || more_err,
             first_output,
         })
     }
 }
 
 /// The beginning of a stream.
-#[derive(Clone, Debug, Default)]
-struct Kept(Arc<Mutex<Vec<u8>>>);
+#[derive(Clone, Debug)]
+struct Kept {
+    bytes: Arc<Mutex<(Vec<u8>, bool)>>,
+    most: usize,
+}
 
 impl Kept {
-    fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn at_most(most: usize) -> Self {
+        let bytes = Arc::default();
+        Self { bytes, most }
+    }
+
+    /// What there is, and whether there was more.
+    fn take(&self) -> (Vec<u8>, bool) {
+        std::mem::take(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Write for Kept {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = MAX.saturating_sub(kept.len()).min(bytes.len());
-        kept.extend_from_slice(bytes.get(..room).unwrap_or_default());
+        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = self.most.saturating_sub(kept.0.len()).min(bytes.len());
+        kept.0
+            .extend_from_slice(bytes.get(..room).unwrap_or_default());
+        kept.1 |= room < bytes.len();
         Ok(bytes.len())
     }
 
@@ -100,13 +124,16 @@ mod tests {
 
     #[test]
     fn the_beginning_is_kept_and_the_rest_is_taken_all_the_same() {
-        let mut kept = Kept::default();
-        let bytes = vec![7; MAX - 1];
-        kept.write_all(&bytes).unwrap();
+        let mut kept = Kept::at_most(1000);
+        kept.write_all(&[7; 999]).unwrap();
+        kept.write_all(b"a").unwrap();
+        let (all, more) = kept.take();
+        assert_eq!((all.len(), more), (1000, false));
+        kept.write_all(&[7; 999]).unwrap();
         kept.write_all(b"ab").unwrap();
         kept.write_all(b"c").unwrap();
-        let all = kept.take();
-        assert_eq!(all.len(), MAX);
+        let (all, more) = kept.take();
+        assert_eq!((all.len(), more), (1000, true));
         assert_eq!(all.last(), Some(&b'a'));
     }
 }

@@ -6,12 +6,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rundlet_protocol::frame::{self, Frame};
 use rundlet_protocol::{Ready, VERSION};
 
 use super::{Event, Sink, StartError};
+use crate::agent::Until;
 use crate::error::chain;
 
 /// Time for the one message, once the connection is there.
@@ -50,20 +51,27 @@ fn wait(listener: &UnixListener, events: &Sink) {
     let Ok((stream, _)) = listener.accept() else {
         return;
     };
-    events(match read(&stream) {
-        Ok(ready) if ready.version == VERSION => Event::Ready(ready),
-        Ok(ready) => Event::NotReady(format!(
-            "its agent speaks version {} of the protocol, this program {VERSION}; use the initrd.cpio that was built with it",
-            ready.version
-        )),
-        Err(error) => Event::NotReady(format!("its word was not understood: {}", chain(&error))),
+    events(match hear(&stream, Instant::now() + PATIENCE) {
+        Ok(ready) => Event::Ready(ready),
+        Err(why) => Event::NotReady(why),
     });
     // The agent does not wait for more.
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-fn read(mut stream: &UnixStream) -> io::Result<Ready> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+/// The one message of a connection to the ready port; why it is not an agent's of ours.
+pub(crate) fn hear(stream: &UnixStream, deadline: Instant) -> Result<Ready, String> {
+    match read(Until { stream, deadline }) {
+        Ok(ready) if ready.version == VERSION => Ok(ready),
+        Ok(ready) => Err(format!(
+            "its agent speaks version {} of the protocol, this program {VERSION}; use the initrd.cpio that was built with it",
+            ready.version
+        )),
+        Err(error) => Err(format!("its word was not understood: {}", chain(&error))),
+    }
+}
+
+fn read(mut stream: Until<'_>) -> io::Result<Ready> {
     let mut buffer = Vec::new();
     let message = match frame::read(&mut stream, &mut buffer) {
         Ok(Some(Frame::Control(json))) => frame::parse_message(json),

@@ -42,7 +42,7 @@ pub(super) fn when_running(agent: Agent, hostname: String, events: &Sink) -> Sin
 }
 
 /// Renews the guest; how long that took inside of it, or why it did not work.
-pub(super) fn renew(agent: &Agent, hostname: &str) -> Result<Duration, String> {
+pub(crate) fn renew(agent: &Agent, hostname: &str) -> Result<Duration, String> {
     let renewal = fresh(hostname).map_err(|error| format!("no random bytes: {error}"))?;
     agent
         .renew(&renewal, Instant::now() + PATIENCE)

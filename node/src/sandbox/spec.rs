@@ -11,10 +11,10 @@ use crate::scratch;
 use crate::template::{Binding, Template};
 
 /// Guest memory that the VMM takes, MiB.
-const MEMORY_MIB: RangeInclusive<u32> = 64..=64 * 1024;
+pub(crate) const MEMORY_MIB: RangeInclusive<u32> = 64..=64 * 1024;
 
 /// vCPUs that the VMM takes.
-const VCPUS: RangeInclusive<u8> = 1..=16;
+pub(crate) const VCPUS: RangeInclusive<u8> = 1..=16;
 
 /// Why a wish is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,13 +101,13 @@ pub fn check_size(memory_mib: u32, vcpus: u8) -> Result<(), SpecError> {
 }
 
 /// A path as JSON can hold it.
-pub(super) fn text(path: &Path) -> Result<&str, StartError> {
+pub(crate) fn text(path: &Path) -> Result<&str, StartError> {
     path.to_str().ok_or_else(|| StartError::NotText {
         path: path.to_path_buf(),
     })
 }
 
 /// What a peer reads from its stdin.
-pub(super) fn json(value: &impl Serialize) -> Result<Vec<u8>, StartError> {
+pub(crate) fn json(value: &impl Serialize) -> Result<Vec<u8>, StartError> {
     serde_json::to_vec(value).map_err(StartError::Json)
 }

@@ -37,7 +37,7 @@ impl Tail {
 }
 
 /// Calls `each` with every line, cut at [`MAX_LINE`], until the stream ends.
-pub(super) fn lines(from: impl Read, mut each: impl FnMut(&[u8])) {
+pub(crate) fn lines(from: impl Read, mut each: impl FnMut(&[u8])) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     loop {
@@ -55,7 +55,7 @@ pub(super) fn lines(from: impl Read, mut each: impl FnMut(&[u8])) {
 }
 
 /// The last lines of a log file; none when it cannot be read.
-pub(super) fn of_file(path: &Path, count: usize) -> Vec<String> {
+pub(crate) fn of_file(path: &Path, count: usize) -> Vec<String> {
     let tail = Tail::default();
     let read = || -> io::Result<()> {
         let mut file = File::open(path)?;

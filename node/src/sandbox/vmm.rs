@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::backend::Owner;
 use super::child::{Child, Start, Tie};
 use super::spec::{Boot, Cloned, Origin, json, text};
 use super::{Event, SandboxSpec, Sink, Sockets, StartError, VmmEnd, VmmExit};
 use crate::places;
 use crate::template::Binding;
 
-pub(super) const NAME: &str = "rundlet-vmm";
+pub(crate) const NAME: &str = "rundlet-vmm";
 
 /// Guest context id. Each VMM has a vsock of its own, so all guests may have the first free one
 /// (virtio 1.2 section 5.10.4: 0 to 2 are reserved).
@@ -27,13 +28,88 @@ const QUEUE_SIZE: u16 = 128;
 
 /// The spec of a cold boot, as the VMM reads it.
 #[derive(Debug, Serialize)]
-struct BootSpec<'a> {
+pub(crate) struct BootSpec<'a> {
     kernel: Kernel<'a>,
     memory_mib: u32,
     vcpus: u8,
     disks: [Disk<'a>; 2],
     vsock: Vsock<'a>,
     console: ConsoleSpec<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jail: Option<Jail<'a>>,
+}
+
+/// A machine to boot, apart from where its files and sockets are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initrd: &'a Path,
+    pub(crate) memory_mib: u32,
+    pub(crate) vcpus: u8,
+    /// Whether the guest's kernel says everything on its console.
+    pub(crate) verbose: bool,
+}
+
+/// Where a VMM finds what it needs of the host.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends<'a> {
+    /// Sockets of the block backend.
+    pub(crate) root: &'a Path,
+    pub(crate) scratch: &'a Path,
+    pub(crate) vsock: &'a Path,
+    pub(crate) console: Option<&'a Path>,
+    pub(crate) jail: Option<(Owner, &'a Path)>,
+}
+
+/// Who a VMM is before its guest's first instruction, and the directory that is all it sees.
+#[derive(Debug, Serialize)]
+struct Jail<'a> {
+    #[serde(flatten)]
+    owner: Owner,
+    root: &'a str,
+}
+
+impl<'a> Jail<'a> {
+    fn new((owner, root): (Owner, &'a Path)) -> Result<Self, StartError> {
+        let root = text(root)?;
+        Ok(Self { owner, root })
+    }
+}
+
+impl<'a> BootSpec<'a> {
+    /// `id` becomes the host name; the console is kept, if at all, in `ends.console`.
+    pub(crate) fn new(
+        id: &str,
+        machine: &Machine<'a>,
+        ends: &Ends<'a>,
+    ) -> Result<Self, StartError> {
+        let disk = |id, socket, read_only| Disk {
+            id,
+            socket,
+            read_only,
+            queues: 1,
+            queue_size: QUEUE_SIZE,
+        };
+        Ok(Self {
+            kernel: Kernel {
+                path: text(machine.kernel)?,
+                initrd: text(machine.initrd)?,
+                cmdline: command_line(id, machine.verbose),
+            },
+            memory_mib: machine.memory_mib,
+            vcpus: machine.vcpus,
+            disks: [
+                disk("root", text(ends.root)?, true),
+                disk("scratch", text(ends.scratch)?, false),
+            ],
+            vsock: Vsock {
+                cid: GUEST_CID,
+                socket: text(ends.vsock)?,
+            },
+            console: console_spec(ends.console.unwrap_or_else(|| Path::new("/dev/null")))?,
+            jail: ends.jail.map(Jail::new).transpose()?,
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -66,12 +142,14 @@ struct ConsoleSpec<'a> {
 
 /// The spec of a clone, as the VMM reads it: everything else is in the template.
 #[derive(Debug, Serialize)]
-pub(super) struct CloneSpec<'a> {
+pub(crate) struct CloneSpec<'a> {
     binding: &'a Binding,
     disks: [CloneDisk<'a>; 2],
     vsock: CloneVsock<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     console: Option<ConsoleSpec<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jail: Option<Jail<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,20 +164,19 @@ struct CloneVsock<'a> {
 }
 
 impl<'a> CloneSpec<'a> {
-    pub(super) fn new(
-        binding: &'a Binding,
-        [root, scratch]: [&'a Path; 2],
-        vsock: &'a Path,
-        console: Option<&'a Path>,
-    ) -> Result<Self, StartError> {
+    pub(crate) fn new(binding: &'a Binding, ends: &Ends<'a>) -> Result<Self, StartError> {
         let disk = |id, socket| CloneDisk { id, socket };
         Ok(Self {
             binding,
-            disks: [disk("root", text(root)?), disk("scratch", text(scratch)?)],
+            disks: [
+                disk("root", text(ends.root)?),
+                disk("scratch", text(ends.scratch)?),
+            ],
             vsock: CloneVsock {
-                socket: text(vsock)?,
+                socket: text(ends.vsock)?,
             },
-            console: console.map(console_spec).transpose()?,
+            console: ends.console.map(console_spec).transpose()?,
+            jail: ends.jail.map(Jail::new).transpose()?,
         })
     }
 }
@@ -107,7 +184,7 @@ impl<'a> CloneSpec<'a> {
 /// What a VMM says on its stdout.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub(super) enum Line {
+pub(crate) enum Line {
     Timeline {
         instants_us: BTreeMap<String, u64>,
     },
@@ -118,7 +195,7 @@ pub(super) enum Line {
 
 /// The running VMM.
 #[derive(Debug)]
-pub(super) struct Vmm {
+pub(crate) struct Vmm {
     child: Child,
 }
 
@@ -167,11 +244,11 @@ impl Vmm {
         Ok(Self { child })
     }
 
-    pub(super) fn child(&self) -> &Child {
+    pub(crate) fn child(&self) -> &Child {
         &self.child
     }
 
-    pub(super) fn child_mut(&mut self) -> &mut Child {
+    pub(crate) fn child_mut(&mut self) -> &mut Child {
         &mut self.child
     }
 }
@@ -185,31 +262,14 @@ fn boot_command(
     sockets: &Sockets,
     console: &Path,
 ) -> Result<Command, StartError> {
-    let disk = |id, socket, read_only| Disk {
-        id,
-        socket,
-        read_only,
-        queues: 1,
-        queue_size: QUEUE_SIZE,
-    };
-    let spec = json(&BootSpec {
-        kernel: Kernel {
-            path: text(&boot.kernel)?,
-            initrd: text(&boot.initrd)?,
-            cmdline: command_line(id, boot.verbose),
-        },
+    let machine = Machine {
+        kernel: &boot.kernel,
+        initrd: &boot.initrd,
         memory_mib: boot.memory_mib,
         vcpus: boot.vcpus,
-        disks: [
-            disk("root", text(&sockets.root)?, true),
-            disk("scratch", text(&sockets.scratch)?, false),
-        ],
-        vsock: Vsock {
-            cid: GUEST_CID,
-            socket: text(&sockets.vsock)?,
-        },
-        console: console_spec(console)?,
-    })?;
+        verbose: boot.verbose,
+    };
+    let spec = json(&BootSpec::new(id, &machine, &ends(sockets, console))?)?;
     let mut arguments = ["boot", "--spec", "-"].map(Into::into).to_vec();
     if boot.keep.is_some() {
         arguments.extend(["--control".into(), sockets.control.clone().into()]);
@@ -218,13 +278,22 @@ fn boot_command(
 }
 
 fn clone_command(clone: &Cloned, sockets: &Sockets, console: &Path) -> Result<Command, StartError> {
-    let disks = [&*sockets.root, &*sockets.scratch];
-    let spec = CloneSpec::new(&clone.binding, disks, &sockets.vsock, Some(console))?;
+    let spec = CloneSpec::new(&clone.binding, &ends(sockets, console))?;
     let spec = json(&spec)?;
     let mut arguments: Vec<OsString> = vec!["clone".into(), "--template".into()];
     arguments.push(clone.template.path.clone().into());
     arguments.extend(["--spec".into(), "-".into()]);
     Ok((arguments, spec))
+}
+
+fn ends<'a>(sockets: &'a Sockets, console: &'a Path) -> Ends<'a> {
+    Ends {
+        root: &sockets.root,
+        scratch: &sockets.scratch,
+        vsock: &sockets.vsock,
+        console: Some(console),
+        jail: None,
+    }
 }
 
 fn console_spec(path: &Path) -> Result<ConsoleSpec<'_>, StartError> {

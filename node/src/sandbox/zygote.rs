@@ -1,4 +1,5 @@
-//! The node's end of `rundlet-vmm zygote`: a process that holds a template and becomes its clones.
+//! The node's end of `rundlet-vmm zygote`: a process that holds a template and becomes its clones, or that
+//! holds none and becomes machines that boot.
 //!
 //! Requests and answers are datagrams of JSON with descriptors (`vmm/src/zygote/wire.rs`). Any number of
 //! threads may ask at a time; one thread reads the answers. A zygote that dies takes none of its clones
@@ -6,6 +7,7 @@
 
 mod answers;
 
+use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::Serialize;
 
 use super::child::{Child, ChildError, Start, Tie};
-use super::vmm::{CloneSpec, Line, NAME};
+use super::vmm::{BootSpec, CloneSpec, Line, NAME};
 use super::{GRACE, VmmExit, rights};
 use crate::places::{self, PlaceError};
 use answers::{Begun, Reader, Waiting};
@@ -57,7 +59,7 @@ pub enum ZygoteError {
 /// What a descriptor is to a clone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Role {
+pub(crate) enum Role {
     Cgroup,
     Lifeline,
     Stdout,
@@ -72,13 +74,25 @@ enum Request<'a> {
         spec: &'a CloneSpec<'a>,
         fds: Vec<Role>,
     },
+    Boot {
+        id: &'a str,
+        spec: &'a BootSpec<'a>,
+        fds: Vec<Role>,
+    },
+}
+
+/// What a zygote's child shall be: a zygote with a template makes clones, one without boots.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted<'a> {
+    Clone(&'a CloneSpec<'a>),
+    Boot(&'a BootSpec<'a>),
 }
 
 /// A clone's process. It is the zygote's child, not ours.
 #[derive(Debug)]
-pub(super) struct Handle {
-    pub(super) pid: u32,
-    pub(super) pidfd: OwnedFd,
+pub(crate) struct Handle {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
 }
 
 /// How a clone ended.
@@ -92,21 +106,21 @@ pub enum CloneEnd {
 }
 
 /// Takes the end of each clone, by its id.
-pub(super) type Ends = Arc<dyn Fn(&str, CloneEnd) + Send + Sync>;
+pub(crate) type Ends = Arc<dyn Fn(&str, CloneEnd) + Send + Sync>;
 
 /// The running zygote. Dropped, it ends; its clones stay.
 #[derive(Debug)]
-pub(super) struct Zygote {
+pub(crate) struct Zygote {
     socket: Arc<OwnedFd>,
     waiting: Arc<Waiting>,
     child: Child,
 }
 
 impl Zygote {
-    /// Starts one for the template in `directory` and waits until it has loaded it. `ends` hears of its
-    /// clones' ends, `gone` of its own, from other threads.
-    pub(super) fn start(
-        directory: &Path,
+    /// Starts one for the template in `directory` and waits until it has loaded it, or one for boots.
+    /// `ends` hears of its children's ends, `gone` of its own, from other threads.
+    pub(crate) fn start(
+        directory: Option<&Path>,
         ends: Ends,
         gone: impl FnOnce() + Send + 'static,
     ) -> Result<Self, ZygoteError> {
@@ -118,14 +132,14 @@ impl Zygote {
             None,
         )
         .map_err(|error| ZygoteError::Socket(error.into()))?;
+        let mut arguments: Vec<OsString> = vec!["zygote".into()];
+        if let Some(directory) = directory {
+            arguments.extend(["--template".into(), directory.into()]);
+        }
         let start = Start {
             name: "the zygote",
             program: &program,
-            arguments: vec![
-                "zygote".into(),
-                "--template".into(),
-                directory.as_os_str().into(),
-            ],
+            arguments,
             tie: Tie::Socket(theirs),
         };
         let socket = Arc::new(ours);
@@ -176,22 +190,22 @@ impl Zygote {
         }
     }
 
-    /// Makes a clone, which is running its way up when this returns.
-    pub(super) fn clone_one(
+    /// Makes a VMM's process, which is running its way up when this returns.
+    pub(crate) fn make(
         &self,
         id: &str,
-        spec: &CloneSpec<'_>,
+        wanted: Wanted<'_>,
         fds: &[(Role, BorrowedFd<'_>)],
     ) -> Result<Handle, ZygoteError> {
-        let (roles, fds): (Vec<_>, Vec<_>) = fds.iter().copied().unzip();
-        let request = Request::Clone {
-            id,
-            spec,
-            fds: roles,
+        let (roles, descriptors): (Vec<_>, Vec<_>) = fds.iter().copied().unzip();
+        let fds = roles;
+        let request = match wanted {
+            Wanted::Clone(spec) => Request::Clone { id, spec, fds },
+            Wanted::Boot(spec) => Request::Boot { id, spec, fds },
         };
         let request = serde_json::to_vec(&request).map_err(ZygoteError::Json)?;
         let answer = self.waiting.enter(id)?;
-        let sent = rights::send(&self.socket, &request, &fds);
+        let sent = rights::send(&self.socket, &request, &descriptors);
         let answer = match sent {
             Ok(()) => match answer.recv_timeout(ANSWER) {
                 Ok(answer) => answer,
@@ -206,11 +220,11 @@ impl Zygote {
     }
 
     /// Whether it still takes requests.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.waiting.is_open()
     }
 
-    pub(super) fn child(&self) -> &Child {
+    pub(crate) fn child(&self) -> &Child {
         &self.child
     }
 

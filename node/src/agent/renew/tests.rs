@@ -6,6 +6,8 @@ use std::thread::{self, JoinHandle};
 use rundlet_protocol::{Entropy, Failure, FailureKind, Frame};
 use tempfile::TempDir;
 
+use std::io::Read;
+
 use super::*;
 
 /// Longer than any test takes.

@@ -1,8 +1,7 @@
 //! A clone between the wish for it and its first instruction.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -11,9 +10,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::super::fleet::Shared;
-use super::super::vmm::{CloneSpec, Line};
-use super::super::zygote::{Handle, Role, ZygoteError};
-use super::super::{DEATH, MAX_SOCKET, StartError, printable, process};
+use super::super::vmm::{CloneSpec, Ends};
+use super::super::words::{Silence, Words};
+use super::super::zygote::{Handle, Role, Wanted, ZygoteError};
+use super::super::{DEATH, MAX_SOCKET, StartError, printable};
 use super::{Entry, Member, MemberError, MemberInstants, Wish};
 use crate::agent::Agent;
 use crate::claim;
@@ -21,9 +21,6 @@ use crate::error::PathError;
 
 /// For a clone to run, once its process is there. Milliseconds, unless hundreds start at once.
 const RUNNING: Duration = Duration::from_secs(60);
-
-/// Longest event of a VMM that is read.
-const MAX_EVENT: usize = 64 * 1024;
 
 /// A clone on its way. Dropped before it is born, nothing is left of it.
 pub(super) struct Nascent<'a> {
@@ -77,24 +74,27 @@ impl<'a> Nascent<'a> {
         let console = wish
             .console
             .then(|| self.entry.directory.join("console.log"));
-        let spec = CloneSpec::new(
-            &shared.cloned.binding,
-            [&*shared.root_socket, &*shared.scratch_socket],
-            &vsock,
-            console.as_deref(),
-        )?;
+        let ends = Ends {
+            root: &shared.root_socket,
+            scratch: &shared.scratch_socket,
+            vsock: &vsock,
+            console: console.as_deref(),
+            jail: None,
+        };
+        let spec = CloneSpec::new(&shared.cloned.binding, &ends)?;
+        let wanted = Wanted::Clone(&spec);
         let mut fds = vec![
             (Role::Lifeline, shared.lifeline.as_fd()),
             (Role::Stdout, stdout.as_fd()),
             (Role::Stderr, shared.stderr.as_fd()),
         ];
         fds.extend(wish.cgroup.as_ref().map(|it| (Role::Cgroup, it.as_fd())));
-        match shared.zygote()?.clone_one(&self.id, &spec, &fds) {
+        match shared.zygote()?.make(&self.id, wanted, &fds) {
             Err(ZygoteError::Gone) => {
                 // It may have made the process and died before it said so. That one ends with the fleet,
                 // and has lost its socket.
                 let _ = fs::remove_file(&vsock);
-                Ok(shared.zygote()?.clone_one(&self.id, &spec, &fds)?)
+                Ok(shared.zygote()?.make(&self.id, wanted, &fds)?)
             }
             other => Ok(other?),
         }
@@ -105,39 +105,20 @@ impl<'a> Nascent<'a> {
         &self,
         events: OwnedFd,
     ) -> Result<BTreeMap<String, u64>, MemberError> {
-        let deadline = Instant::now() + RUNNING;
-        let mut events = File::from(events);
-        let mut text = Vec::new();
-        let mut chunk = [0; 1024];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let there = process::readable_within(&events, left).map_err(MemberError::Pipe)?;
-            let count = if there {
-                events.read(&mut chunk).map_err(MemberError::Pipe)?
-            } else {
-                let (id, limit) = (self.id.clone(), RUNNING);
-                return Err(MemberError::Late { id, limit });
-            };
-            if count == 0 || text.len() > MAX_EVENT {
-                return Err(self.ended("it said nothing"));
-            }
-            text.extend_from_slice(chunk.get(..count).unwrap_or_default());
-            while let Some(end) = text.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = text.drain(..=end).collect();
-                match serde_json::from_slice(&line) {
-                    Ok(Line::Timeline { instants_us }) => return Ok(instants_us),
-                    Ok(Line::Exit(exit)) if exit.is_template_unfit() => {
-                        let message = exit.message.unwrap_or(exit.reason);
-                        return Err(MemberError::TemplateUnfit(message));
-                    }
-                    Ok(Line::Exit(exit)) => {
-                        return Err(self.ended(&exit.message.unwrap_or(exit.reason)));
-                    }
-                    Ok(Line::Other) => {}
-                    Err(error) => log::warn!("clone {} said what is no event: {error}", self.id),
+        Words::new(events)
+            .timeline(RUNNING)
+            .map_err(|silence| match silence {
+                Silence::Exit(exit) if exit.is_template_unfit() => {
+                    MemberError::TemplateUnfit(exit.message.unwrap_or(exit.reason))
                 }
-            }
-        }
+                Silence::Exit(exit) => self.ended(&exit.message.unwrap_or(exit.reason)),
+                Silence::Nothing => self.ended("it said nothing"),
+                Silence::Late => MemberError::Late {
+                    id: self.id.clone(),
+                    limit: RUNNING,
+                },
+                Silence::Read(error) => MemberError::Pipe(error),
+            })
     }
 
     fn ended(&self, why: &str) -> MemberError {
