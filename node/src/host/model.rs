@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Where a sandbox is in its life. There is no way back; `failed` and `stopped` are final.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Its slot is taken, its processes start; the guest has not been heard of yet.
@@ -88,7 +90,7 @@ pub struct Summary {
     /// Twelve hexadecimal digits; also its host name.
     pub id: String,
     pub phase: Phase,
-    /// Why it failed.
+    /// Why it failed, or was stopped without anybody asking for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub source: Source,
@@ -156,7 +158,7 @@ pub enum What {
     },
     /// The record of a sandbox that had ended is gone.
     Removed { id: String },
-    /// A zygote has died, and the next clone starts another one.
+    /// A zygote has died, and the next start makes another one. Without a name: the one for images.
     ZygoteLost { template: String },
     /// A block backend has died, and its sandboxes with it.
     BackendLost { source: Source },
