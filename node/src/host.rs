@@ -66,8 +66,9 @@ use resident::Resident;
 use slots::Slots;
 pub use stats::{BackendStats, Stats};
 
-/// Is told how long each step of a start has taken: `slot`, `fork`, `running`, `ready`.
-pub type Observer = Arc<dyn Fn(&'static str, Duration) + Send + Sync>;
+/// Is told when a step of a start is done: `slot`, `fork`, `running` or `ready`; of an `image` or a `template`; how long
+/// after its turn had come.
+pub type Observer = Arc<dyn Fn(&'static str, &'static str, Duration) + Send + Sync>;
 
 /// How long starts that are on their way may take once the daemon ends.
 const LEAVE: Duration = Duration::from_secs(5);

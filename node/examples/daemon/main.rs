@@ -42,7 +42,7 @@ fn main() {
         }
     };
     if let Some(step) = env::var_os("RUNDLET_DIE_AT") {
-        host.observe(Arc::new(move |at, _| {
+        host.observe(Arc::new(move |at, _, _| {
             if step == at {
                 kill_process(getpid(), Signal::KILL).unwrap();
                 thread::sleep(SOON);

@@ -405,7 +405,12 @@ impl Node for Double {
             let all = state.sandboxes.values();
             all.filter(|it| it.phase == phase).count() as u64
         };
-        let phases = [Phase::Creating, Phase::Ready, Phase::Running, Phase::Stopped];
+        let phases = [
+            Phase::Creating,
+            Phase::Ready,
+            Phase::Running,
+            Phase::Stopped,
+        ];
         Figures {
             sandboxes: phases.map(|it| (it, count(it))).into(),
             slots: Slots {

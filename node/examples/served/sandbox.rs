@@ -31,7 +31,10 @@ impl Sandbox {
         created_ms: u64,
     ) -> io::Result<Self> {
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join("console.log"), "Linux version 6.12 (double)\n")?;
+        fs::write(
+            directory.join("console.log"),
+            "Linux version 6.12 (double)\n",
+        )?;
         Ok(Self {
             wish,
             key,

@@ -18,7 +18,7 @@ use super::ends::Ends;
 use super::events::Events;
 use super::line::LineError;
 use super::lines::Lines;
-use super::model::{Limits, What};
+use super::model::{Limits, Source, What};
 use super::registry::Registry;
 use super::slots::Slots;
 use super::{Config, JailConfig, Observer, OpenError};
@@ -136,15 +136,19 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner) = Some(observer);
     }
 
-    /// A step of a start has taken so long.
-    pub(super) fn observe(&self, step: &'static str, took: Duration) {
+    /// A step of a start was done so long after its turn had come.
+    pub(super) fn observe(&self, step: &'static str, source: &Source, took: Duration) {
         let observer = self
             .observer
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         if let Some(observer) = observer {
-            observer(step, took);
+            let source = match source {
+                Source::Image(_) => "image",
+                Source::Template(_) => "template",
+            };
+            observer(step, source, took);
         }
     }
 

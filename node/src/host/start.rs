@@ -54,7 +54,6 @@ pub(super) fn start(
         inner,
         resident,
         since,
-        last: since,
         done: false,
     };
     let Err(failure) = nascent.run(plan) else {
@@ -88,7 +87,6 @@ struct Nascent<'a> {
     inner: &'a Arc<Inner>,
     resident: &'a Arc<Resident>,
     since: Instant,
-    last: Instant,
     done: bool,
 }
 
@@ -328,13 +326,12 @@ impl Nascent<'_> {
         Ok(())
     }
 
-    /// A step is done: it took so long, and it was done at this instant of the start.
+    /// A step is done, at this instant of the start.
     fn mark(&mut self, step: &'static str, instant: &str) {
-        let now = Instant::now();
-        self.inner.observe(step, now.duration_since(self.last));
-        self.last = now;
-        let at = now.duration_since(self.since).as_micros();
-        let at = u64::try_from(at).unwrap_or(u64::MAX);
+        let took = self.since.elapsed();
+        let source = &self.resident.wish.source;
+        self.inner.observe(step, source, took);
+        let at = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.resident.lock().timeline_us.insert(instant.into(), at);
     }
 
