@@ -3,6 +3,7 @@
 //! ```text
 //! serve      the socket, its connections, and the end of the daemon
 //! node       what is asked of a node: a trait, so that tests have a double
+//! hosted     the node that a daemon has
 //! extract    requests, checked; what is wrong is named
 //! problem    answers to what goes wrong (RFC 9457)
 //! sandboxes, exec, images, templates, events, logs, figures    the handlers
@@ -19,6 +20,7 @@ pub mod events;
 pub mod exec;
 mod extract;
 pub mod figures;
+mod hosted;
 pub mod images;
 mod logs;
 pub mod node;
@@ -26,7 +28,6 @@ pub mod problem;
 mod relay;
 pub mod sandboxes;
 pub mod serve;
-mod standin;
 mod stream;
 pub mod templates;
 #[cfg(test)]

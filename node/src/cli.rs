@@ -20,10 +20,10 @@ use rundlet_node::scratch;
 use rundlet_node::template::TemplateName;
 
 pub(crate) use bench::{Bench, BenchVerb};
+pub(crate) use daemon::{Create, Events, Exec, InspectSandbox, Kill, Logs, Ps, Rm, Stop};
 pub(crate) use fleet::Fleet;
 pub(crate) use image::{Image, ImageVerb, Import, List, Remove};
 pub(crate) use pool::Pool;
-pub(crate) use daemon::{Create, Events, Exec, InspectSandbox, Kill, Logs, Ps, Rm, Stop};
 pub(crate) use run::{Daemon, Run};
 pub(crate) use serve::Serve;
 pub(crate) use template::{

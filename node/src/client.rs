@@ -131,7 +131,12 @@ impl Client {
     /// As all of them: no daemon answers, or it refuses.
     pub fn create(&self, wish: &CreateSandbox, key: Option<&str>) -> Result<Detail, ClientError> {
         let headers = key.map(|key| ("Idempotency-Key", key));
-        let answer = self.ask(Method::POST, "/v1/sandboxes", headers.as_slice(), json(wish)?);
+        let answer = self.ask(
+            Method::POST,
+            "/v1/sandboxes",
+            headers.as_slice(),
+            json(wish)?,
+        );
         parse(&self.runtime.block_on(answer)?)
     }
 
@@ -179,7 +184,11 @@ impl Client {
     /// # Errors
     /// See [`Client::create`].
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        parse(&self.runtime.block_on(self.ask(Method::GET, path, &[], None))?)
+        parse(
+            &self
+                .runtime
+                .block_on(self.ask(Method::GET, path, &[], None))?,
+        )
     }
 
     /// Writes an answer as it comes, to its end.
@@ -205,7 +214,10 @@ impl Client {
     /// # Errors
     /// See [`Client::create`].
     pub fn open_command(&self, id: &str) -> Result<UnixStream, ClientError> {
-        let headers = [(CONNECTION.as_str(), "upgrade"), (UPGRADE.as_str(), PROTOCOL)];
+        let headers = [
+            (CONNECTION.as_str(), "upgrade"),
+            (UPGRADE.as_str(), PROTOCOL),
+        ];
         self.runtime.block_on(async {
             let path = sandbox(id, "/exec/stream");
             let response = self.send(Method::POST, &path, &headers, None).await?;
@@ -259,7 +271,10 @@ impl Client {
         let (mut sender, connection) = handshake.await.map_err(broken)?;
         // Ends with the answer, or with the connection it was upgraded to.
         tokio::spawn(connection.with_upgrades());
-        let mut request = Request::builder().method(method).uri(path).header(HOST, "rundlet");
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "rundlet");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -292,7 +307,9 @@ pub fn escape(text: &str) -> String {
 }
 
 fn json(wish: &impl Serialize) -> Result<Option<Vec<u8>>, ClientError> {
-    serde_json::to_vec(wish).map(Some).map_err(ClientError::Answer)
+    serde_json::to_vec(wish)
+        .map(Some)
+        .map_err(ClientError::Answer)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
@@ -301,7 +318,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
 
 async fn whole(response: Response<Incoming>) -> Result<Bytes, ClientError> {
     let body = Limited::new(response.into_body(), MAX_ANSWER);
-    Ok(body.collect().await.map_err(ClientError::Broken)?.to_bytes())
+    Ok(body
+        .collect()
+        .await
+        .map_err(ClientError::Broken)?
+        .to_bytes())
 }
 
 /// An answer that is none of a refusal.
@@ -334,7 +355,10 @@ mod tests {
         let error = client.health().unwrap_err();
         assert!(matches!(error, ClientError::NoDaemon { .. }), "{error:?}");
         let words = error.to_string();
-        assert!(words.contains("rundlet serve") && words.contains(SOCKET), "{words}");
+        assert!(
+            words.contains("rundlet serve") && words.contains(SOCKET),
+            "{words}"
+        );
     }
 
     #[test]

@@ -21,7 +21,10 @@ pub fn document() -> OpenApi {
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(ABOUT))
         .license(Some(
-            LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build(),
+            LicenseBuilder::new()
+                .name("Apache-2.0")
+                .identifier(Some("Apache-2.0"))
+                .build(),
         ))
         .build();
     let components = document.components.get_or_insert_default();
@@ -56,7 +59,9 @@ fn add_problem(operation: &mut Operation) {
     responses((status = 200, content_type = "application/json", body = serde_json::Value, description = "OpenAPI 3.1"))
 )]
 pub(super) async fn serve() -> Response {
-    let mut response = serde_json::to_vec(&document()).unwrap_or_default().into_response();
+    let mut response = serde_json::to_vec(&document())
+        .unwrap_or_default()
+        .into_response();
     let value = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, value);
     response

@@ -119,11 +119,17 @@ fn limit(wish: &Exec) -> Result<u64, Problem> {
 
 fn spec(wish: Exec) -> Result<(ExecSpec, Vec<u8>), Problem> {
     if wish.argv.is_empty() {
-        return Err(Problem::invalid("argv", "argv is empty: it names no program"));
+        return Err(Problem::invalid(
+            "argv",
+            "argv is empty: it names no program",
+        ));
     }
     let stdin = wish.stdin_base64.map(|text| BASE64.decode(text));
     let stdin = stdin.transpose().map_err(|error| {
-        Problem::invalid("stdin_base64", format!("stdin_base64 is not base64: {error}"))
+        Problem::invalid(
+            "stdin_base64",
+            format!("stdin_base64 is not base64: {error}"),
+        )
     })?;
     let spec = ExecSpec {
         argv: wish.argv,

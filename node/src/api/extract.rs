@@ -66,7 +66,10 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
         )),
         Err(_) => Err(Problem::new(
             "malformed",
-            format!("the body was not complete after {} seconds", BODY_TIME.as_secs()),
+            format!(
+                "the body was not complete after {} seconds",
+                BODY_TIME.as_secs()
+            ),
         )),
     }
 }
@@ -121,9 +124,9 @@ impl Parameters {
         values
             .pop()
             .map(|value| {
-                value.parse().map_err(|_| {
-                    Problem::invalid(name, format!("{name}: {value:?} is not {what}"))
-                })
+                value
+                    .parse()
+                    .map_err(|_| Problem::invalid(name, format!("{name}: {value:?} is not {what}")))
             })
             .transpose()
     }
@@ -153,7 +156,11 @@ mod tests {
     #[test]
     fn what_is_wrong_in_a_body_is_named() {
         for (json, slug, field) in [
-            (r#"{"source":{"image":"x"},"memory":1}"#, "invalid", "memory"),
+            (
+                r#"{"source":{"image":"x"},"memory":1}"#,
+                "invalid",
+                "memory",
+            ),
             (
                 r#"{"source":{"image":"x"},"limits":{"cpus":1}}"#,
                 "invalid",

@@ -46,9 +46,8 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem>
         .text(&figures)
         .map_err(|error| Problem::internal(format!("figures cannot be written: {error}")))?;
     let mut response = text.into_response();
-    let value = HeaderValue::from_static(
-        "application/openmetrics-text; version=1.0.0; charset=utf-8",
-    );
+    let value =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, value);
     Ok(response)
 }

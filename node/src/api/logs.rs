@@ -42,9 +42,13 @@ pub(super) async fn logs(
         .short(move |node| Console::open(&node.console(&asked)?))
         .await?;
     let follower = app.clone();
-    Ok(stream::answer(&app, "text/plain; charset=utf-8", move |sink| async move {
-        pass_on(&follower, &id, console, follow, &sink).await;
-    }))
+    Ok(stream::answer(
+        &app,
+        "text/plain; charset=utf-8",
+        move |sink| async move {
+            pass_on(&follower, &id, console, follow, &sink).await;
+        },
+    ))
 }
 
 async fn pass_on(app: &App, id: &str, mut console: Console, follow: bool, sink: &Sink) {

@@ -17,15 +17,14 @@ use crate::metrics::Figures;
 use crate::run::RunError;
 use crate::template::{Record, build};
 
-pub use super::standin::{Created, Filter, Finished, HostError};
+pub use crate::host::{Created, Filter, Finished, HostError};
 
 /// A result that comes later.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The right to start one sandbox, given by the queue of starts; dropped, the next one has it. Blocks until the
 /// sandbox is ready.
-pub type Turn =
-    Box<dyn FnOnce(CreateSandbox, Option<String>) -> Result<Created, HostError> + Send>;
+pub type Turn = Box<dyn FnOnce(CreateSandbox, Option<String>) -> Result<Created, HostError> + Send>;
 
 /// A connection to a sandbox's agent for one command.
 pub struct Line {

@@ -40,26 +40,94 @@ pub struct Problem {
 
 /// The kinds there are: slug, status, title.
 const KINDS: [(&str, StatusCode, &str); 20] = [
-    ("malformed", StatusCode::BAD_REQUEST, "The request cannot be read"),
+    (
+        "malformed",
+        StatusCode::BAD_REQUEST,
+        "The request cannot be read",
+    ),
     ("not-found", StatusCode::NOT_FOUND, "There is no such thing"),
-    ("no-route", StatusCode::NOT_FOUND, "The API has no such path"),
-    ("no-method", StatusCode::METHOD_NOT_ALLOWED, "The path does not have this method"),
-    ("wrong-phase", StatusCode::CONFLICT, "The sandbox is not in the phase for this"),
+    (
+        "no-route",
+        StatusCode::NOT_FOUND,
+        "The API has no such path",
+    ),
+    (
+        "no-method",
+        StatusCode::METHOD_NOT_ALLOWED,
+        "The path does not have this method",
+    ),
+    (
+        "wrong-phase",
+        StatusCode::CONFLICT,
+        "The sandbox is not in the phase for this",
+    ),
     ("ended", StatusCode::CONFLICT, "The sandbox has ended"),
     ("in-use", StatusCode::CONFLICT, "It is in use"),
-    ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
-    ("media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body has to be JSON"),
-    ("invalid", StatusCode::UNPROCESSABLE_ENTITY, "A field holds what it must not"),
-    ("key-reused", StatusCode::UNPROCESSABLE_ENTITY, "The idempotency key was used for another wish"),
-    ("command-failed", StatusCode::UNPROCESSABLE_ENTITY, "The command cannot be run"),
-    ("upgrade", StatusCode::UPGRADE_REQUIRED, "The connection has to be upgraded"),
-    ("start-failed", StatusCode::INTERNAL_SERVER_ERROR, "The sandbox did not start"),
-    ("internal", StatusCode::INTERNAL_SERVER_ERROR, "The node failed"),
-    ("agent", StatusCode::BAD_GATEWAY, "The guest does not answer as it should"),
-    ("full", StatusCode::SERVICE_UNAVAILABLE, "The node has no room"),
-    ("late", StatusCode::SERVICE_UNAVAILABLE, "The node was not able to in time"),
-    ("closing", StatusCode::SERVICE_UNAVAILABLE, "The daemon is ending"),
-    ("timeout", StatusCode::GATEWAY_TIMEOUT, "The command was not done in time"),
+    (
+        "too-large",
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "The body is too large",
+    ),
+    (
+        "media-type",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "The body has to be JSON",
+    ),
+    (
+        "invalid",
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "A field holds what it must not",
+    ),
+    (
+        "key-reused",
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "The idempotency key was used for another wish",
+    ),
+    (
+        "command-failed",
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "The command cannot be run",
+    ),
+    (
+        "upgrade",
+        StatusCode::UPGRADE_REQUIRED,
+        "The connection has to be upgraded",
+    ),
+    (
+        "start-failed",
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "The sandbox did not start",
+    ),
+    (
+        "internal",
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "The node failed",
+    ),
+    (
+        "agent",
+        StatusCode::BAD_GATEWAY,
+        "The guest does not answer as it should",
+    ),
+    (
+        "full",
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The node has no room",
+    ),
+    (
+        "late",
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The node was not able to in time",
+    ),
+    (
+        "closing",
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The daemon is ending",
+    ),
+    (
+        "timeout",
+        StatusCode::GATEWAY_TIMEOUT,
+        "The command was not done in time",
+    ),
 ];
 
 /// Those that may pass if the same is asked again.

@@ -127,7 +127,9 @@ async fn open(
     }
     let message = control(from).await?;
     let Request::Exec(mut spec) = frame::parse_message(&message)? else {
-        return Err(Refusal::new("the second message is an exec; nothing else can be asked for here"));
+        return Err(Refusal::new(
+            "the second message is an exec; nothing else can be asked for here",
+        ));
     };
     for (name, value) in env {
         spec.env.entry(name).or_insert(value);
@@ -144,10 +146,13 @@ async fn control(from: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, Refusal
     from.read_exact(&mut bytes).await?;
     // Checks kind and length before the payload is made room for.
     frame::decode(&bytes)?;
-    let length = bytes.last_chunk::<4>().map_or(0, |it| u32::from_le_bytes(*it));
+    let length = bytes
+        .last_chunk::<4>()
+        .map_or(0, |it| u32::from_le_bytes(*it));
     let length = usize::try_from(length).unwrap_or(MAX_CONTROL);
     bytes.resize(HEADER + length, 0);
-    from.read_exact(bytes.get_mut(HEADER..).unwrap_or_default()).await?;
+    from.read_exact(bytes.get_mut(HEADER..).unwrap_or_default())
+        .await?;
     match frame::decode(&bytes)? {
         Some((Frame::Control(message), _)) => Ok(message.to_vec()),
         _ => Err(Refusal::new("a hello and an exec come first")),

@@ -108,7 +108,11 @@ fn run(
             let metrics = tokio::net::TcpListener::bind(address).await;
             let metrics = metrics.map_err(|source| ServeError::Metrics { address, source })?;
             let route = Router::new().route("/metrics", get(figures::metrics));
-            tokio::spawn(connections.clone().accept(metrics, route.with_state(app.clone())));
+            tokio::spawn(
+                connections
+                    .clone()
+                    .accept(metrics, route.with_state(app.clone())),
+            );
         }
         drop(connections);
         tell(notify::READY);
@@ -128,7 +132,10 @@ async fn finish(watcher: &mut Watcher, age: &watch::Sender<Age>) {
     if watcher.all(PATIENCE).await {
         return;
     }
-    log::warn!("not all requests were done after {} seconds", PATIENCE.as_secs());
+    log::warn!(
+        "not all requests were done after {} seconds",
+        PATIENCE.as_secs()
+    );
     age.send_replace(Age::Over);
     watcher.all(LAST_CALLS).await;
 }

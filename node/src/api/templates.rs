@@ -218,7 +218,10 @@ fn request(wish: BuildTemplate) -> Result<building::Request, Problem> {
 
 fn warm_up(wish: WarmUp) -> Result<template::WarmUp, Problem> {
     if wish.argv.is_empty() {
-        return Err(Problem::invalid("warm_up.argv", "warm_up.argv is empty: it names no program"));
+        return Err(Problem::invalid(
+            "warm_up.argv",
+            "warm_up.argv is empty: it names no program",
+        ));
     }
     Ok(template::WarmUp {
         argv: wish.argv,

@@ -10,7 +10,9 @@ pub(crate) struct Work(mpsc::Sender<()>);
 
 /// Something is under way until this is dropped.
 #[derive(Debug)]
-pub(crate) struct UnderWay(#[expect(dead_code, reason = "its end is what it says")] mpsc::Sender<()>);
+pub(crate) struct UnderWay(
+    #[expect(dead_code, reason = "its end is what it says")] mpsc::Sender<()>,
+);
 
 /// Sees when all of it has ended.
 #[derive(Debug)]

@@ -273,8 +273,12 @@ mod tests {
     #[test]
     fn the_command_of_exec_keeps_its_options() {
         for args in [
-            vec!["exec", "-it", "--env", "A=b", "0123", "--", "ls", "-it", "--", "x"],
-            vec!["exec", "-i", "-t", "--env", "A=b", "0123", "ls", "-it", "--", "x"],
+            vec![
+                "exec", "-it", "--env", "A=b", "0123", "--", "ls", "-it", "--", "x",
+            ],
+            vec![
+                "exec", "-i", "-t", "--env", "A=b", "0123", "ls", "-it", "--", "x",
+            ],
         ] {
             let Verb::Exec(exec) = parse(&args) else {
                 panic!("{args:?}");

@@ -136,7 +136,10 @@ impl Run {
             ("--timeline", self.timeline),
             ("--stats", self.stats),
         ];
-        options.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+        options
+            .iter()
+            .find(|(_, given)| *given)
+            .map(|(name, _)| *name)
     }
 }
 

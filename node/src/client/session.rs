@@ -73,8 +73,9 @@ pub fn exec(client: &Client, id: &str, wish: Wish) -> Result<u8, SessionError> {
     let tell = move |event| drop(sender.send(News::Command(event)));
     let stream = client.open_command(id)?;
     match session(stream, wish, tell, &news) {
-        Err(Cause::Agent(error)) => Err(hindsight(client, id)
-            .unwrap_or_else(|| SessionError::from(Cause::Agent(error)))),
+        Err(Cause::Agent(error)) => {
+            Err(hindsight(client, id).unwrap_or_else(|| SessionError::from(Cause::Agent(error))))
+        }
         other => Ok(other?),
     }
 }

@@ -59,7 +59,11 @@ pub(super) fn host(args: &cli::Run) -> Result<Option<Client>, u8> {
     match (client.health(), args.daemon()) {
         (Ok(health), _) => {
             let socket = client::socket();
-            log::info!("the daemon {} at {} hosts the sandbox", health.pid, socket.display());
+            log::info!(
+                "the daemon {} at {} hosts the sandbox",
+                health.pid,
+                socket.display()
+            );
             Ok(Some(client))
         }
         (Err(error), Daemon::Always) => Err(fail(&error)),
@@ -163,7 +167,10 @@ pub(crate) fn ps(args: &cli::Ps) -> u8 {
             println!("{}", serde_json::to_string_pretty(&all)?);
             return Ok(());
         }
-        println!("{:<12} {:<9} {:>8}  {:<32} LABELS", "ID", "PHASE", "AGE", "SOURCE");
+        println!(
+            "{:<12} {:<9} {:>8}  {:<32} LABELS",
+            "ID", "PHASE", "AGE", "SOURCE"
+        );
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         for it in &all {
             println!("{}", line(it, now));
@@ -256,13 +263,21 @@ mod tests {
             ended_ms: None,
         };
         let line = line(&summary, Duration::from_secs(301));
-        assert!(line.starts_with("0123456789ab running      5 min  template py:latest"), "{line}");
+        assert!(
+            line.starts_with("0123456789ab running      5 min  template py:latest"),
+            "{line}"
+        );
         assert!(!line.contains(['\x1b', '\n']), "{line}");
     }
 
     #[test]
     fn ages_are_short() {
-        for (seconds, words) in [(0, "0 s"), (119, "119 s"), (7199, "119 min"), (200_000, "2 d")] {
+        for (seconds, words) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (7199, "119 min"),
+            (200_000, "2 d"),
+        ] {
             assert_eq!(short(Duration::from_secs(seconds)), words);
         }
     }

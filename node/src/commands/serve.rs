@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rundlet_node::api::node::Node;
 use rundlet_node::api::serve::{self, Listener};
 use rundlet_node::error::chain;
+use rundlet_node::host::Host;
 use rundlet_node::host::config::Config;
 use rundlet_node::metrics::Metrics;
 
@@ -36,7 +37,11 @@ pub(crate) fn serve(args: &cli::Serve) -> u8 {
     }
 }
 
-/// MERGE: `Host::open(config)`, its observer set to `metrics.start`, behind `api::node::Node`.
-fn node(_: &Config, _: &Metrics) -> Result<Arc<dyn Node>, Box<dyn Error>> {
-    Err("this build has no host of sandboxes yet".into())
+fn node(config: &Config, metrics: &Metrics) -> Result<Arc<dyn Node>, Box<dyn Error>> {
+    let host = Host::open(config)?;
+    let metrics = metrics.clone();
+    host.observe(Arc::new(move |step, source, took| {
+        metrics.start(step, source, took);
+    }));
+    Ok(Arc::new(host))
 }

@@ -54,7 +54,10 @@ fn figures_are_written_with_names_help_and_units() {
         r#"rundlet_backend_cache_hits_total{line="py:latest"} 6"#,
         r#"rundlet_http_request_seconds_count{method="GET",route="/v1/sandboxes",code="200"} 1"#,
     ] {
-        assert!(text.lines().any(|it| it == line), "{line}\nis not in\n{text}");
+        assert!(
+            text.lines().any(|it| it == line),
+            "{line}\nis not in\n{text}"
+        );
     }
     for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
         let name = line.split(' ').nth(2).unwrap();
@@ -71,7 +74,10 @@ fn a_client_cannot_invent_series() {
         metrics.request(&method, "none".into(), 404, Duration::ZERO);
     }
     let text = metrics.text(&Figures::default()).unwrap();
-    assert!(text.contains(r#"method="other",route="none",code="404"} 2"#), "{text}");
+    assert!(
+        text.contains(r#"method="other",route="none",code="404"} 2"#),
+        "{text}"
+    );
 }
 
 /// Everything in the text that looks like one of our metrics.
@@ -85,7 +91,10 @@ fn names(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_dashboard_shows_only_what_there_is() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/grafana-dashboard.json");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/grafana-dashboard.json"
+    );
     let dashboard: serde_json::Value =
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let known = names(&text());

@@ -170,7 +170,9 @@ fn backends(registry: &mut Registry, backends: &[Backend]) {
         let series = backends.iter().map(|it| (labels(it), value(it)));
         counter(registry, name, help, unit, series);
     };
-    add("rundlet_backend_reads", "Read requests", None, |it| it.reads);
+    add("rundlet_backend_reads", "Read requests", None, |it| {
+        it.reads
+    });
     add(
         "rundlet_backend_read",
         "Bytes read",

@@ -53,7 +53,9 @@ impl Listener {
                     place: Place(None),
                 })
             }
-            more => Err(ServeError::Activation(format!("{more} sockets were passed on"))),
+            more => Err(ServeError::Activation(format!(
+                "{more} sockets were passed on"
+            ))),
         }
     }
 
@@ -141,7 +143,12 @@ fn refuse_living(path: &Path) -> Result<(), ServeError> {
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            ) =>
+        {
             Ok(())
         }
         Ok(_) => Err(ServeError::Living(path.to_path_buf())),
