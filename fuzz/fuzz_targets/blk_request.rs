@@ -53,7 +53,8 @@ impl Bench {
         // Only clean pages can be dropped.
         file.sync_all().expect("a disk that works");
         let source = || Source::open(&path).expect("the file just written");
-        let template = Template::new(source(), folder.path(), Flush::Volatile, None)
+        let place = Place::open(folder.path()).expect("a folder");
+        let template = Template::new(source(), place, Flush::Volatile, None)
             .expect("a folder that can hold layers");
         Self {
             memory: GuestMemoryMmap::from_ranges(&REGIONS.map(|(at, len)| (GuestAddress(at), len)))

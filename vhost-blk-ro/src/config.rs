@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rundlet_jail::rights::Identity;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub listeners: Vec<ListenerConfig>,
     pub queues: u16,
     pub poll: Duration,
+    /// Who the daemon becomes once everything is open, if it is to be shut in.
+    pub jail: Option<Identity>,
 }
 
 /// One socket and the disk behind it.
@@ -70,6 +73,11 @@ impl DiskConfig {
             Self::Scratch { resumes, .. } => *resumes,
         }
     }
+
+    /// Whether a layer may outlive its session.
+    pub fn is_kept(&self) -> bool {
+        matches!(self, Self::Scratch { keep: Some(_), .. })
+    }
 }
 
 impl Config {
@@ -88,6 +96,7 @@ impl Config {
                 format!("must be 0 to {}", POLL_MAX.as_micros()),
             ));
         }
+        let jail = wire.jail.map(JailWire::check).transpose()?;
         let mut seen = HashSet::new();
         let mut listeners = Vec::with_capacity(wire.listeners.len());
         for (index, listener) in wire.listeners.into_iter().enumerate() {
@@ -98,12 +107,19 @@ impl Config {
                     "is already in use above",
                 ));
             }
+            if jail.is_some() && listener.disk.is_kept() {
+                return Err(field(
+                    format!("listeners[{index}].disk.scratch.keep"),
+                    "cannot be in a jail: a layer gets its name through /proc",
+                ));
+            }
             listeners.push(listener);
         }
         Ok(Self {
             listeners,
             queues: wire.queues,
             poll,
+            jail,
         })
     }
 }
@@ -123,6 +139,24 @@ struct Wire {
     queues: u16,
     #[serde(default = "default_poll_us")]
     poll_us: u64,
+    jail: Option<JailWire>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JailWire {
+    uid: u32,
+    gid: u32,
+}
+
+impl JailWire {
+    fn check(self) -> Result<Identity, Error> {
+        let Self { uid, gid } = self;
+        Identity::new(uid, gid).ok_or_else(|| {
+            let problem = format!("uid {uid} and gid {gid} must both be 1 to {}", u32::MAX - 1);
+            field("jail", problem)
+        })
+    }
 }
 
 fn one() -> u16 {

@@ -1,11 +1,13 @@
-//! The whole daemon: open every disk, bind every socket, say so, accept until told to stop, clean
-//! up. One thread accepts for all sockets; a crew of others serves all sessions.
+//! The whole daemon: open every disk, bind every socket, close the door, say so, accept until told to
+//! stop, clean up. One thread accepts for all sockets; a crew of others serves all sessions.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,7 +19,8 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::Config;
 use crate::event::{self, Event};
-use crate::listener::{Images, Listener};
+use crate::jail;
+use crate::listener::{Images, Listener, Walls};
 use crate::session::{Crew, Options};
 
 /// How long the daemon waits for its sessions to notice that it stops.
@@ -36,6 +39,8 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
     let lifeline = lifeline.map(open_lifeline).transpose()?;
     raise_descriptor_limit();
     let listeners = bind_all(config)?;
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    jail::close(config, &listeners).context("cannot close the daemon off")?;
     event::say(&Event::Listening).context("cannot write to standard output")?;
 
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("cannot create epoll")?;
@@ -50,7 +55,7 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
     for (listener, token) in listeners.iter().zip(0..) {
         watch(listener, token)?;
     }
-    let crew = Crew::start().context("cannot start a thread for the sessions")?;
+    let crew = Crew::start(processors).context("cannot start a thread for the sessions")?;
     let sessions = Sessions {
         crew,
         count: Arc::default(),
@@ -65,6 +70,10 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
 
 fn bind_all(config: &Config) -> anyhow::Result<Vec<Listener>> {
     let mut images = Images::new();
+    let walls = match config.jail {
+        Some(_) => Walls::Jail,
+        None => Walls::None,
+    };
     let mut listeners = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
         let options = Options {
@@ -74,7 +83,7 @@ fn bind_all(config: &Config) -> anyhow::Result<Vec<Listener>> {
             resumes: listener.disk.resumes(),
             poll: config.poll,
         };
-        listeners.push(Listener::bind(listener, options, &mut images)?);
+        listeners.push(Listener::bind(listener, options, &mut images, walls)?);
     }
     Ok(listeners)
 }

@@ -10,11 +10,13 @@
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod descriptors;
 pub mod disk;
 pub mod event;
 pub mod execute;
 pub mod image;
 pub mod iov;
+pub mod jail;
 pub mod listener;
 pub mod queue;
 pub mod request;

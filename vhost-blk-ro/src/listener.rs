@@ -19,7 +19,7 @@ use crate::disk::Disk;
 use crate::event::{self, Event};
 use crate::image::{self, Image, Source};
 use crate::scratch::keep::{self, Keep};
-use crate::scratch::{self, Layer, Template};
+use crate::scratch::{self, Layer, Place, Template};
 use crate::session::{self, Crew, Options, Outcome, Rings};
 
 #[derive(Debug, Error)]
@@ -41,6 +41,13 @@ pub enum Error {
 /// Images already open, by what they are: the same file behind two sockets is opened once.
 pub type Images = HashMap<image::Identity, Arc<Image>>;
 
+/// Whether what is opened must be of use without any path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Walls {
+    None,
+    Jail,
+}
+
 /// Where a session's disk comes from.
 #[derive(Debug)]
 enum Served {
@@ -49,7 +56,7 @@ enum Served {
 }
 
 impl Served {
-    fn open(config: &DiskConfig, images: &mut Images) -> Result<Self, Error> {
+    fn open(config: &DiskConfig, images: &mut Images, walls: Walls) -> Result<Self, Error> {
         match config {
             DiskConfig::Image { path } => {
                 let source = Source::open(path)?;
@@ -66,9 +73,13 @@ impl Served {
             } => {
                 let source = Source::open(template)?;
                 let keep = keep.as_deref().map(Keep::new).transpose()?;
-                Ok(Self::Scratch(Template::new(
-                    source, directory, *flush, keep,
-                )?))
+                // What is kept is made where it will be, so that a name is all it needs in the end.
+                let directory = keep.as_ref().map_or(&**directory, Keep::directory);
+                let place = match walls {
+                    Walls::None => Place::open(directory)?,
+                    Walls::Jail => Place::detach(directory)?,
+                };
+                Ok(Self::Scratch(Template::new(source, place, *flush, keep)?))
             }
         }
     }
@@ -114,8 +125,9 @@ impl Listener {
         config: &ListenerConfig,
         options: Options,
         images: &mut Images,
+        walls: Walls,
     ) -> Result<Self, Error> {
-        let served = Served::open(&config.disk, images)?;
+        let served = Served::open(&config.disk, images, walls)?;
         let path = config.socket.clone();
         remove_stale(&path)?;
         let named = |source| Error::Bind {
@@ -137,6 +149,14 @@ impl Listener {
             identity: (meta.dev(), meta.ino()),
             shared,
         })
+    }
+
+    /// Whether sessions can have what they need, as who this process is now.
+    pub fn check(&self) -> Result<(), Error> {
+        if let Served::Scratch(template) = &self.shared.served {
+            template.trial()?;
+        }
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {

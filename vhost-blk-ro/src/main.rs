@@ -8,6 +8,7 @@ fn main() -> ExitCode {
     // The crates below speak of guest mistakes at error level; the session's own line says it all.
     let filter = env_logger::Env::default().default_filter_or("info,virtio_queue=off");
     env_logger::Builder::from_env(filter).init();
+    rundlet_jail::panic::without_backtrace();
     let run = || {
         let cli::Command::Serve(serve) = argh::from_env::<cli::Cli>().command;
         daemon::run(&serve.load()?, serve.lifeline)

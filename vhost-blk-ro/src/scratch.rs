@@ -16,11 +16,13 @@ mod layer;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Mode, OFlags, open, openat, unlinkat};
+use rundlet_jail::root::{self, RootError};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -38,6 +40,8 @@ pub enum Error {
         directory: PathBuf,
         source: io::Error,
     },
+    #[error("cannot take the directory of scratch layers along")]
+    Detach(#[from] RootError),
 }
 
 /// What a flush from the guest means.
@@ -53,7 +57,7 @@ pub enum Flush {
 #[derive(Debug)]
 pub struct Template {
     source: Source,
-    directory: PathBuf,
+    directory: Place,
     flush: Flush,
     keep: Option<Keep>,
     tells_misses: bool,
@@ -63,26 +67,29 @@ impl Template {
     /// Fails when the directory cannot hold a layer, rather than at the first VM's first write.
     pub fn new(
         source: Source,
-        directory: &Path,
+        directory: Place,
         flush: Flush,
         keep: Option<Keep>,
     ) -> Result<Arc<Self>, Error> {
-        // What is kept is made where it will be, so that a name is all it needs in the end.
-        let directory = keep.as_ref().map_or(directory, Keep::directory);
         let mut template = Self {
             source,
-            directory: directory.to_path_buf(),
+            directory,
             flush,
             keep,
             tells_misses: false,
         };
-        let trial = template.file().map_err(|source| Error::Create {
-            directory: template.directory.clone(),
-            source,
-        })?;
+        let trial = template.trial()?;
         template.tells_misses =
             image::tells_misses(&trial) && image::tells_misses(template.source.file());
         Ok(Arc::new(template))
+    }
+
+    /// An empty layer's file, or why there can be none.
+    pub fn trial(&self) -> Result<File, Error> {
+        self.file().map_err(|source| Error::Create {
+            directory: self.directory.path.clone(),
+            source,
+        })
     }
 
     pub fn capacity(&self) -> Capacity {
@@ -120,43 +127,77 @@ impl Template {
     /// The empty file of one layer.
     fn file(&self) -> io::Result<File> {
         let file = match self.keep {
-            None => nameless_file(&self.directory),
-            Some(_) => linkable_file(&self.directory),
+            None => nameless_file(&self.directory.open),
+            Some(_) => linkable_file(&self.directory.open),
         }?;
         file.set_len(self.length())?;
         Ok(file)
     }
 }
 
+/// A directory where layers live, open: who is shut in has no path to it any more.
+#[derive(Debug)]
+pub struct Place {
+    open: OwnedFd,
+    path: PathBuf,
+}
+
+impl Place {
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat(CWD, path, flags, Mode::empty()) {
+            Ok(open) => Ok(Self::at(path, open)),
+            Err(errno) => Err(Error::Create {
+                directory: path.to_path_buf(),
+                source: errno.into(),
+            }),
+        }
+    }
+
+    /// The same, from which no way leads to anything but what is in it.
+    pub fn detach(path: &Path) -> Result<Self, Error> {
+        Ok(Self::at(path, root::directory(path)?))
+    }
+
+    fn at(path: &Path, open: OwnedFd) -> Self {
+        Self {
+            open,
+            path: path.to_path_buf(),
+        }
+    }
+}
+
 const ACCESS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC);
+const FALLBACK: OFlags = ACCESS.union(OFlags::EXCL).union(OFlags::CREATE);
+/// Flags of all files that are opened for layers, the first one for those that are kept.
+pub const FLAGS: [OFlags; 3] = [
+    ACCESS.union(OFlags::TMPFILE),
+    ACCESS.union(OFlags::TMPFILE).union(OFlags::EXCL),
+    FALLBACK,
+];
 
 /// A file in `directory` without a name, that may get one. Not on every file system.
-fn linkable_file(directory: &Path) -> io::Result<File> {
-    let mode = Mode::RUSR | Mode::WUSR;
-    Ok(open(directory, ACCESS | OFlags::TMPFILE, mode)?.into())
+fn linkable_file(directory: &OwnedFd) -> io::Result<File> {
+    let [linkable, ..] = FLAGS;
+    Ok(openat(directory, ".", linkable, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// A file in `directory` that has no name and never gets one.
-fn nameless_file(directory: &Path) -> io::Result<File> {
-    let access = ACCESS | OFlags::EXCL;
+fn nameless_file(directory: &OwnedFd) -> io::Result<File> {
     let mode = Mode::RUSR | Mode::WUSR;
     // With O_EXCL the kernel also refuses to give it a name later.
-    match open(directory, access | OFlags::TMPFILE, mode) {
+    let [_, nameless, fallback] = FLAGS;
+    match openat(directory, ".", nameless, mode) {
         Ok(file) => return Ok(File::from(file)),
         // What file systems without O_TMPFILE answer.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let parent = open(
-        directory,
-        OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = format!(".layer-{}-{number}", std::process::id());
-    let file = openat(&parent, &*name, access | OFlags::CREATE, mode)?;
-    unlinkat(&parent, &*name, AtFlags::empty())?;
+    let file = openat(directory, &*name, fallback, mode)?;
+    unlinkat(directory, &*name, AtFlags::empty())?;
     Ok(File::from(file))
 }
 
@@ -172,7 +213,8 @@ mod tests {
         let path = dir.path().join("template");
         std::fs::write(&path, [1; 8192]).unwrap();
         let source = Source::open(&path).unwrap();
-        let template = Template::new(source, dir.path(), Flush::Volatile, None).unwrap();
+        let place = Place::open(dir.path()).unwrap();
+        let template = Template::new(source, place, Flush::Volatile, None).unwrap();
         template.layer().unwrap();
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(b"new", 1 << 20).unwrap();
@@ -185,11 +227,7 @@ mod tests {
     #[test]
     fn a_missing_directory_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("template");
-        std::fs::write(&path, [1; 8192]).unwrap();
-        let missing = dir.path().join("none");
-        let source = Source::open(&path).unwrap();
-        let error = Template::new(source, &missing, Flush::Volatile, None).unwrap_err();
+        let error = Place::open(&dir.path().join("none")).unwrap_err();
         assert!(error.to_string().contains("none"), "{error}");
     }
 }

@@ -41,7 +41,13 @@ impl Bench {
     }
 
     fn layer(&self, flush: Flush) -> Disk {
-        let template = Template::new(self.source("even"), self.dir.path(), flush, None).unwrap();
+        let template = Template::new(
+            self.source("even"),
+            crate::scratch::Place::open(self.dir.path()).unwrap(),
+            flush,
+            None,
+        )
+        .unwrap();
         Disk::Layer(template.layer().unwrap())
     }
 
@@ -87,7 +93,12 @@ fn the_tail_of_an_odd_image_is_zero() {
 #[test]
 fn the_tail_of_an_odd_template_is_zero_until_it_is_written() {
     let bench = Bench::new();
-    let template = Template::new(bench.source("odd"), bench.dir.path(), Flush::Volatile, None);
+    let template = Template::new(
+        bench.source("odd"),
+        crate::scratch::Place::open(bench.dir.path()).unwrap(),
+        Flush::Volatile,
+        None,
+    );
     let layer = Disk::Layer(template.unwrap().layer().unwrap());
     let tail = |byte: u8| {
         bench.memory.write_slice(&[0xff; 1024], AT).unwrap();

@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::image::Source;
-    use crate::scratch::{Flush, Template};
+    use crate::scratch::{Flush, Place, Template};
 
     fn template(dir: &Path) -> Arc<Template> {
         let path = dir.join("template");
@@ -103,8 +103,8 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, &[5; 8192], 1 << 20).unwrap();
         let keep = Keep::new(&dir.join("kept")).unwrap();
         let source = Source::open(&path).unwrap();
-        // The place for other layers is of no concern.
-        Template::new(source, Path::new("/nowhere"), Flush::Volatile, Some(keep)).unwrap()
+        let place = Place::open(keep.directory()).unwrap();
+        Template::new(source, place, Flush::Volatile, Some(keep)).unwrap()
     }
 
     #[test]

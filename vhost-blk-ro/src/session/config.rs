@@ -116,7 +116,13 @@ mod tests {
             .unwrap();
         let source = || Source::open(&path).unwrap();
         let layer = |flush| {
-            let template = Template::new(source(), dir.path(), flush, None).unwrap();
+            let template = Template::new(
+                source(),
+                crate::scratch::Place::open(dir.path()).unwrap(),
+                flush,
+                None,
+            )
+            .unwrap();
             template.layer().unwrap()
         };
         let image = Disk::Image(Arc::new(Image::new(source())));

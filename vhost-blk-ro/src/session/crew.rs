@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -56,8 +55,8 @@ impl Drop for Place<'_> {
 }
 
 impl Crew {
-    pub fn start() -> io::Result<Arc<Self>> {
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    /// For so many processors.
+    pub fn start(processors: usize) -> io::Result<Arc<Self>> {
         let crew = Arc::new(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             parked: Mutex::default(),

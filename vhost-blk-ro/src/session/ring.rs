@@ -18,9 +18,11 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::epoll;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, readlinkat};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use crate::descriptors;
 
 /// The longest queue a driver may choose (vhost-user, SET_VRING_NUM).
 pub(super) const QUEUE_SIZE_MAX: u16 = 1024;
@@ -245,9 +247,7 @@ impl SharedRing {
 
 /// Kicks and calls are eventfds. Anything else could block a write or never wake us.
 fn expect_eventfd(file: &File) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let name = readlinkat(rustix::fs::CWD, path, Vec::new())?;
+    let name = descriptors::name(file)?;
     if name.to_bytes() == b"anon_inode:[eventfd]" {
         Ok(())
     } else {

@@ -16,7 +16,7 @@ use kvm_bindings::{
     kvm_msr_list, kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
     kvm_xsave,
 };
-use rundlet_jail::filter::{Allowed, Test, call, one_of, only};
+use rundlet_jail::filter::{Allowed, Test, absent, call, one_of, only, start_of_a_thread};
 use vmm_sys_util::signal::SIGRTMIN;
 
 /// What a sandbox may be asked for while it runs.
@@ -33,6 +33,7 @@ pub enum Duty {
 pub fn vcpu(duty: Duty) -> Vec<Allowed> {
     let mut calls = every_thread();
     calls.extend([
+        no_files(),
         // The guest. Nothing else is asked of KVM.
         one_of(libc::SYS_ioctl, 1, &[io(0x80)]), // KVM_RUN
         // Commands of the main thread interrupt a wait.
@@ -76,10 +77,17 @@ pub fn main(duty: Duty) -> Vec<Allowed> {
         // The end.
         call(libc::SYS_exit_group),
     ]);
-    if duty == Duty::Capture {
-        calls.extend(capture());
+    match duty {
+        Duty::Run => calls.push(no_files()),
+        Duty::Capture => calls.extend(capture()),
     }
     calls
+}
+
+/// An allocator that is asked by many threads counts the processors, in files; without, it asks once more, and
+/// makes do.
+fn no_files() -> Allowed {
+    absent(libc::SYS_openat)
 }
 
 /// What any thread of a sandbox needs.
@@ -122,6 +130,8 @@ fn every_thread() -> Vec<Allowed> {
         // Time, where the kernel gives it by system call only.
         call(libc::SYS_clock_gettime),
         call(libc::SYS_clock_nanosleep),
+        // How many processors there are, for the allocator.
+        call(libc::SYS_sched_getaffinity),
         // Memory, never to be executed.
         call(libc::SYS_brk),
         only(libc::SYS_mmap, &[Test::Without(2, number(libc::PROT_EXEC))]),
@@ -146,7 +156,7 @@ fn every_thread() -> Vec<Allowed> {
 
 /// What else the main thread of a sandbox with a control socket does.
 fn capture() -> Vec<Allowed> {
-    vec![
+    let mut calls = vec![
         // The files of the template, and the identity of this program.
         call(libc::SYS_openat),
         call(libc::SYS_fstat),
@@ -170,14 +180,13 @@ fn capture() -> Vec<Allowed> {
             ],
         ),
         // The chaperone: a thread of this thread's kind, its start and its end.
-        call(libc::SYS_clone3),
-        call(libc::SYS_clone),
         call(libc::SYS_rseq),
         call(libc::SYS_set_robust_list),
-        call(libc::SYS_sched_getaffinity),
         only(libc::SYS_prctl, &[Test::Is(0, number(libc::PR_SET_NAME))]),
         call(libc::SYS_exit),
-    ]
+    ];
+    calls.extend(start_of_a_thread());
+    calls
 }
 
 /// KVM's calls that read a vCPU, and the clock with it.

@@ -14,7 +14,12 @@ fn template_of(content: &[u8], flush: Flush) -> (tempfile::TempDir, Arc<Template
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("template");
     std::fs::write(&path, content).unwrap();
-    let template = Template::new(Source::open(&path).unwrap(), dir.path(), flush, None);
+    let template = Template::new(
+        Source::open(&path).unwrap(),
+        crate::scratch::Place::open(dir.path()).unwrap(),
+        flush,
+        None,
+    );
     (dir, template.unwrap())
 }
 
