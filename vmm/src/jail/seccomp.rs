@@ -52,8 +52,10 @@ pub fn vcpu(duty: Duty) -> Vec<Allowed> {
 pub fn main(duty: Duty) -> Vec<Allowed> {
     let mut calls = every_thread();
     calls.extend([
-        // The event loop.
+        // The event loop, and that of vsock's connections inside of it.
         call(libc::SYS_epoll_wait),
+        call(libc::SYS_epoll_pwait),
+        call(libc::SYS_epoll_pwait2),
         // vsock: a program of the host that dials in, non-blocking.
         call(libc::SYS_accept4),
         only(libc::SYS_ioctl, &[Test::Is(1, FIONBIO)]),
