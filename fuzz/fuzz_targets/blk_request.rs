@@ -18,7 +18,7 @@ use vhost_blk_ro::disk::{Disk, Serial};
 use vhost_blk_ro::execute::Context;
 use vhost_blk_ro::image::{Image, Source};
 use vhost_blk_ro::queue::{Drain, Progress, Work};
-use vhost_blk_ro::scratch::{Flush, Template};
+use vhost_blk_ro::scratch::{Flush, Place, Template};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Two regions that meet, a hole, and one more.
