@@ -37,7 +37,9 @@ where
     let writing = write(Sink(sender));
     let app = app.clone();
     tokio::spawn(async move {
+        // In this order: what was there before the end is told before it.
         tokio::select! {
+            biased;
             () = writing => {}
             () = gone.closed() => {}
             () = app.closing() => {}

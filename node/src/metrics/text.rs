@@ -54,6 +54,16 @@ fn gauge(
     }
 }
 
+/// One whole number that goes up and down.
+fn lone(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>, value: u64) {
+    let gauge = Gauge::<u64, AtomicU64>::default();
+    gauge.set(value);
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, gauge),
+        None => registry.register(name, help, gauge),
+    }
+}
+
 /// Series of whole numbers that only go up.
 fn counter(
     registry: &mut Registry,
@@ -88,12 +98,12 @@ fn sandboxes(registry: &mut Registry, figures: &Figures) {
         None,
         PHASES.map(|(phase, name)| (one("phase", name), count(phase))),
     );
-    gauge(
+    lone(
         registry,
         "rundlet_memory_committed",
         "Guest memory of all living sandboxes, used or not",
         Some(Unit::Bytes),
-        [(Labels::new(), figures.memory_committed_bytes)],
+        figures.memory_committed_bytes,
     );
 }
 
@@ -114,19 +124,19 @@ fn slots(registry: &mut Registry, slots: Slots) {
 }
 
 fn starts(registry: &mut Registry, figures: &Figures) {
-    gauge(
+    lone(
         registry,
         "rundlet_starts_running",
         "Starts that are worked on",
         None,
-        [(Labels::new(), figures.starts_running)],
+        figures.starts_running,
     );
-    gauge(
+    lone(
         registry,
         "rundlet_start_queue_length",
         "Starts that wait for their turn",
         None,
-        [(Labels::new(), figures.starts_queued)],
+        figures.starts_queued,
     );
     let starts = figures.starts.iter();
     counter(
