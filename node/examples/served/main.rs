@@ -3,7 +3,9 @@
 //! For tests only, and for clients that want to be tried.
 
 mod node;
+mod outputs;
 mod sandbox;
+mod state;
 
 use std::env;
 use std::error::Error;

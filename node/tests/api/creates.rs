@@ -1,8 +1,9 @@
+use std::io::Read;
 use std::thread;
 
 use serde_json::json;
 
-use super::fixture::{Served, answer, eventually};
+use super::fixture::{Served, eventually};
 
 const JSON: &str = "Content-Type: application/json";
 
@@ -62,29 +63,38 @@ fn a_client_that_goes_leaves_no_sandbox_that_nobody_knows() {
 #[test]
 fn starts_queue_up_and_lists_do_not_wait_for_them() {
     let served = Served::new();
-    let slow =
-        json!({"source": {"image": "img"}, "labels": {"double/delay-ms": "1500"}}).to_string();
+    // Longer than all the asking takes.
+    let slow = json!({"source": {"image": "img"}, "labels": {"double/delay-ms": "6000"}});
+    let head = [JSON, "Connection: close"];
     let asked: Vec<_> = (0..100)
-        .map(|_| served.send("POST", "/v1/sandboxes", &[JSON, "Connection: close"], &slow))
+        .map(|_| served.send("POST", "/v1/sandboxes", &head, &slow.to_string()))
         .collect();
-    eventually("some have begun", || served.sandboxes().len() == 4);
-    // None of them can be ready yet: the list was answered beside them.
+    // Four are worked on, 68 wait.
+    let refused = r#"{method="POST",route="/v1/sandboxes",code="503"} 28"#;
+    eventually("the others are refused", || {
+        served.get("/metrics").body.contains(refused)
+    });
+    // None of the rest can be ready yet: the list was answered beside them.
     let all = served.sandboxes();
+    assert_eq!(all.len(), 4, "{all:?}");
     assert!(all.iter().all(|it| it["phase"] == "creating"), "{all:?}");
-    // Who goes gives its place up.
-    let (mut refused, mut left) = (0, 0);
-    for (number, stream) in asked.into_iter().enumerate() {
-        if number >= 80 {
-            let answer = answer(stream);
-            assert_eq!(answer.problem().0, "full");
-            assert_eq!(answer.header("retry-after"), Some("1"));
-            refused += 1;
-        } else {
-            drop(stream);
-            left += 1;
-        }
+    let mut told = 0;
+    for mut stream in asked {
+        stream.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 1024];
+        // Who waits goes, and gives its place up.
+        let Ok(count) = stream.read(&mut bytes) else {
+            continue;
+        };
+        let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+        assert!(
+            text.contains(" 503 ") && text.contains("/problems/full"),
+            "{text}"
+        );
+        assert!(text.contains("retry-after: 1\r\n"), "{text}");
+        told += 1;
     }
-    assert_eq!((left, refused), (80, 20));
+    assert_eq!(told, 28);
     eventually("nothing is left", || served.sandboxes().is_empty());
 }
 
