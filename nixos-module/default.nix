@@ -1,8 +1,10 @@
-# services.rundlet: a host that runs sandboxes. There is no daemon: `rundlet` is a command, and what is declared here is
-# the host around it, its store and who may use KVM.
+# services.rundlet: a host that runs sandboxes. The daemon and its cgroups, the store, the host around them, and who may
+# use KVM and the API.
 {
   imports = [
     ./options.nix
+    ./daemon-options.nix
+    ./daemon.nix
     ./store.nix
     ./host.nix
     ./asserts.nix

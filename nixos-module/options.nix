@@ -1,6 +1,12 @@
-{ lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (lib) literalExpression mkOption types;
+  cfg = config.services.rundlet;
 
   # As node/src/image/name.rs reads names: no empty part, perhaps a tag.
   part = "[a-z0-9._-]+";
@@ -73,6 +79,18 @@ in
       default = null;
       example = literalExpression "pkgs.rundletPackages.guest-kernel";
       description = "A package with `vmlinux` for the guests, in the place of the one that {option}`package` brings.";
+    };
+
+    finalPackage = mkOption {
+      type = types.package;
+      readOnly = true;
+      default =
+        if cfg.guestKernel == null then
+          cfg.package
+        else
+          cfg.package.override { guest-kernel = cfg.guestKernel; };
+      defaultText = literalExpression "package, with guestKernel";
+      description = "{option}`package` with {option}`guestKernel`: what is run.";
     };
 
     images = mkOption {

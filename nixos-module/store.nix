@@ -8,11 +8,7 @@
 let
   cfg = config.services.rundlet;
 
-  package =
-    if cfg.guestKernel == null then
-      cfg.package
-    else
-      cfg.package.override { guest-kernel = cfg.guestKernel; };
+  package = cfg.finalPackage;
 
   # The store's own form of a name: `latest` where there is no tag.
   full = name: if lib.hasInfix ":" name then name else "${name}:latest";
@@ -71,7 +67,13 @@ in
     # Root's own: images hold other people's files, with their owners.
     systemd.tmpfiles.rules = [
       "d /var/lib/rundlet 0700 root root -"
-      "d /run/rundlet 0700 root root -"
+      (
+        if cfg.daemon.enable then
+          # Who may use the API has to reach its socket, and nothing else there.
+          "d /run/rundlet 0710 root ${cfg.socket.group} -"
+        else
+          "d /run/rundlet 0700 root root -"
+      )
     ];
 
     systemd.services.rundlet-store = {

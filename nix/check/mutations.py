@@ -77,6 +77,49 @@ ALL = [
         words="--scratch",
     ),
     Mutation(
+        name="dependency-between-units-missing",
+        file="nixos-module/daemon.nix",
+        old="""      after = [
+        "rundlet-pool.service"
+""",
+        new="""      after = [
+""",
+        check="order",
+        words="does not wait for ['rundlet-pool.service']",
+    ),
+    Mutation(
+        name="pool-that-nobody-starts",
+        file="nixos-module/daemon.nix",
+        old="systemd.services.rundlet-pool = {",
+        new="systemd.services.rundlet-pools = {",
+        check="order",
+        words="nobody defines ['rundlet-pool.service']",
+    ),
+    Mutation(
+        name="key-that-the-daemon-does-not-know",
+        file="nixos-module/daemon.nix",
+        old="wait_ms = cfg.pool.waitMs;",
+        new="wait = cfg.pool.waitMs;",
+        check="config",
+        words="cgroup.wait: unknown field",
+    ),
+    Mutation(
+        name="value-that-the-daemon-does-not-take",
+        file="nix/check/reference.nix",
+        old='settings.log = "info,',
+        new='settings.log = "inof,',
+        check="config",
+        words='log: "inof"',
+    ),
+    Mutation(
+        name="slots-in-another-place-than-delegated",
+        file="nixos-module/daemon.nix",
+        old="/rundlet-pool.service\"",
+        new="/pool.service\"",
+        check="order",
+        words="which systemd gives to nobody",
+    ),
+    Mutation(
         name="file-that-is-not-there",
         file="guest-kernel/default.nix",
         old="./config.sh",

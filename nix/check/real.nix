@@ -45,7 +45,21 @@ let
       ];
     };
   reference = host ./reference.nix;
-  ours = lib.filterAttrs (name: _: lib.hasPrefix "rundlet-" name) reference.config.systemd.services;
+  isOurs = name: _: name == "rundlet" || lib.hasPrefix "rundlet-" name;
+  ours = lib.filterAttrs isOurs reference.config.systemd.services;
+  sockets = lib.filterAttrs isOurs reference.config.systemd.sockets;
+  slices = lib.filterAttrs isOurs reference.config.systemd.slices;
+  units =
+    suffix: of:
+    lib.mapAttrs' (name: _: {
+      name = "systemd/system/${name}.${suffix}";
+      value = reference.config.systemd.units."${name}.${suffix}".text;
+    }) of;
+  wanted =
+    suffix: of:
+    lib.concatLists (
+      lib.mapAttrsToList (name: unit: map (it: "${it}: ${name}.${suffix}") unit.wantedBy) of
+    );
   drvPaths = lib.mapAttrs (_: it: it.drvPath);
 in
 {
@@ -67,10 +81,9 @@ in
 
   # Text and settings as NixOS renders them, under the names that stand-in/nixos.nix gives them.
   rendered =
-    lib.mapAttrs' (name: _: {
-      name = "systemd/system/${name}.service";
-      value = reference.config.systemd.units."${name}.service".text;
-    }) ours
+    units "service" ours
+    // units "socket" sockets
+    // units "slice" slices
     // {
       "tmpfiles.d/rundlet.conf" = lib.concatLines reference.config.systemd.tmpfiles.rules;
       "udev/rules.d/99-local.rules" = reference.config.services.udev.extraRules;
@@ -79,15 +92,17 @@ in
       "sysctl.d/60-nixos.conf" = lib.concatLines (
         lib.mapAttrsToList (key: value: "${key}=${toString value}") reference.config.boot.kernel.sysctl
       );
-      "group-members" = "kvm: ${toString reference.config.users.groups.kvm.members}\n";
-      "wanted-by" = lib.concatLines (
-        lib.concatLists (
-          lib.mapAttrsToList (name: service: map (it: "${it}: ${name}.service") service.wantedBy) ours
-        )
-      );
+      "group-members" =
+        lib.concatMapStrings (name: "${name}: ${toString reference.config.users.groups.${name}.members}\n")
+          [
+            "kvm"
+            "rundlet"
+          ];
+      "wanted-by" = lib.concatLines (wanted "service" ours ++ wanted "socket" sockets);
       "system-packages" = lib.concatMapStrings (
         it: "${it.name}\n"
       ) reference.config.environment.systemPackages;
+      "rundlet.json" = (lib.head ours.rundlet.restartTriggers).text;
       "rundlet-declared.json" = (lib.head ours.rundlet-store.restartTriggers).text;
     };
 

@@ -31,6 +31,34 @@ in
         readyLine = "ready";
       };
     };
+    settings.log = "info,rundlet_node::pool=debug";
+    pool = {
+      slots = 8;
+      slice = "rundlet";
+      waitMs = 200;
+    };
+    limits = {
+      sandboxes = 6;
+      memoryMiB = 2048;
+      startsAtOnce = 2;
+      startQueue = 100;
+      startDeadline = 60;
+      endedRecords = 50;
+      perSandbox = {
+        cpuMillis = 2000;
+        memoryMiB = 512;
+        pids = 64;
+      };
+    };
+    jail = {
+      firstUid = 1900000000;
+      uids = 16;
+    };
+    metrics.listen = "127.0.0.1:9464";
+    socket = {
+      group = "rundlet";
+      users = [ "ci" ];
+    };
     kvm = {
       restrict = true;
       users = [ "ci" ];

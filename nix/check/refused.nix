@@ -65,4 +65,47 @@ in
     };
     words = "warmUp";
   };
+  slots-are-a-number = {
+    module = rundlet { pool.slots = "8"; };
+    words = "pool.slots";
+  };
+  slice-without-its-ending = {
+    module = rundlet { pool.slice = "rundlet.slice"; };
+    words = "pool.slice";
+  };
+  more-sandboxes-than-slots = {
+    module = rundlet {
+      pool.slots = 8;
+      limits.sandboxes = 9;
+    };
+    words = "raise it, or lower limits.sandboxes";
+  };
+  more-slots-than-ids = {
+    module = rundlet {
+      pool.slots = 8;
+      jail.uids = 7;
+    };
+    words = "services.rundlet.jail.uids is 7";
+  };
+  ids-past-the-last = {
+    module = rundlet {
+      jail.firstUid = 4294967290;
+      pool.slots = 8;
+    };
+    words = "lower firstUid";
+  };
+  ids-of-somebody-else = {
+    module = {
+      imports = [ (rundlet { jail.firstUid = 2000; }) ];
+      users.users.guest = {
+        isNormalUser = true;
+        uid = 2010;
+      };
+    };
+    words = "guest has one of them";
+  };
+  cgroup-of-nobody = {
+    module = rundlet { settings.cgroup.root = "/sys/fs/cgroup/mine"; };
+    words = "which systemd gives to nobody";
+  };
 }

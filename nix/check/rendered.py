@@ -13,6 +13,7 @@ from tree import Failure, LeftOut, Tree, output, tool
 
 GOLDEN = Path("vm-tests/golden")
 UNITS = "systemd/system/"
+ORDER = ("After", "Requires", "Slice")
 # What systemd-analyze says of a machine that is not the one the unit is for.
 NOT_HERE = re.compile(r"is not executable|Command .* is not|^/lib/systemd|^/usr/lib/systemd|Failed to (prepare|create)")
 
@@ -77,7 +78,8 @@ def tmpfiles(tree: Tree) -> None:
         # Whoever runs this owns what is made: it is the syntax that is looked at.
         owner = f"root:x:{_id('-u')}:{_id('-g')}::/:/bin/sh\n"
         (root / "etc/passwd").write_text(owner)
-        (root / "etc/group").write_text(f"root:x:{_id('-g')}:\n")
+        groups = {"root", *(rule.split()[4] for rule in rules.splitlines())}
+        (root / "etc/group").write_text("".join(f"{group}:x:{_id('-g')}:\n" for group in sorted(groups)))
         (root / "rules.conf").write_text(rules)
         said = subprocess.run(
             [program, "--create", f"--root={root}", root / "rules.conf"], capture_output=True, text=True, check=False
@@ -100,12 +102,47 @@ def programs(tree: Tree) -> None:
         output([sys.executable, "-B", "-m", "unittest", "-q", test.stem], cwd=test.parent)
 
 
-def commands(tree: Tree) -> None:
-    """Our own binary understands what the module has it do: it gets as far as missing the source or the image."""
+def _rundlet(tree: Tree) -> Path:
     built = [tree.origin / "target" / profile / "rundlet" for profile in ("release", "debug")]
     program = next((path for path in built if path.exists()), None)
     if program is None:
         raise LeftOut("rundlet is not built (cargo build -p rundlet)")
+    return program
+
+
+def config(tree: Tree) -> None:
+    """The daemon's configuration, by the command that checks it when NixOS builds it."""
+    with tempfile.TemporaryDirectory() as work:
+        path = Path(work) / "rundlet.json"
+        path.write_text(render(tree)["rundlet.json"])
+        output([_rundlet(tree), "serve", "--check", "--config", path])
+
+
+def order(tree: Tree) -> None:
+    """What a unit requires is started before it, what it is ordered after exists, and the pool comes first."""
+    texts = {name.removeprefix(UNITS): text for name, text in render(tree).items() if name.startswith(UNITS)}
+    words = {
+        name: {key: {word for line in re.findall(f"^{key}=(.*)$", text, re.M) for word in line.split()} for key in ORDER}
+        for name, text in texts.items()
+    }
+    for name, of in words.items():
+        late = {unit for unit in of["Requires"] - of["After"]}
+        unknown = {unit for unit in of["Requires"] | of["After"] | of["Slice"] if "rundlet" in unit} - texts.keys()
+        if late or unknown:
+            raise Failure(f"{name}: requires, but does not wait for {sorted(late)}; nobody defines {sorted(unknown)}")
+    daemon = words["rundlet.service"]
+    missing = {"rundlet-pool.service", "rundlet.socket"} - daemon["Requires"]
+    if missing:
+        raise Failure(f"rundlet.service does not require {sorted(missing)}")
+    root = json.loads(render(tree)["rundlet.json"])["cgroup"]["root"]
+    delegated = f"{next(iter(words['rundlet-pool.service']['Slice']))}/rundlet-pool.service"
+    if not root.endswith(f"/{delegated}"):
+        raise Failure(f"the daemon's slots are in {root}, and what systemd delegates is {delegated}")
+
+
+def commands(tree: Tree) -> None:
+    """Our own binary understands what the module has it do: it gets as far as missing the source or the image."""
+    program = _rundlet(tree)
     for kind, missing in (("image", "cannot find"), ("template", "there is no image")):
         for name, definition in json.loads(render(tree)["rundlet-declared.json"])[kind].items():
             with tempfile.TemporaryDirectory() as store:
@@ -134,6 +171,8 @@ def kernel_config(tree: Tree) -> None:
 CHECKS = {
     "golden": golden,
     "units": units,
+    "order": order,
+    "config": config,
     "tmpfiles": tmpfiles,
     "programs": programs,
     "commands": commands,

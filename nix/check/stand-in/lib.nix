@@ -28,7 +28,22 @@ let
       in
       if found == [ ] then default else head found;
 
+    take =
+      count: items:
+      builtins.genList (builtins.elemAt items) (if count < length items then count else length items);
+
     # Attribute sets.
+    optionalAttrs = condition: set: if condition then set else { };
+    mapAttrsRecursive =
+      f:
+      let
+        inner =
+          path:
+          builtins.mapAttrs (
+            name: value: if isAttrs value then inner (path ++ [ name ]) value else f (path ++ [ name ]) value
+          );
+      in
+      inner [ ];
     nameValuePair = name: value: { inherit name value; };
     mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
     mapAttrs' = f: set: listToAttrs (mapAttrsToList f set);

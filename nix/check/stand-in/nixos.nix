@@ -21,9 +21,32 @@ let
       wants = strings;
       path = option (types.listOf types.package) [ ];
       preStart = text;
+      restartIfChanged = option types.bool true;
       restartTriggers = option (types.listOf types.package) [ ];
       unitConfig = option (types.attrsOf value) { };
       serviceConfig = option (types.attrsOf value) { };
+    };
+  };
+  socket = types.submodule {
+    options = {
+      description = option types.singleLineStr "";
+      wantedBy = strings;
+      socketConfig = option (types.attrsOf value) { };
+    };
+  };
+  slice = types.submodule {
+    options = {
+      description = option types.singleLineStr "";
+      sliceConfig = option (types.attrsOf value) { };
+    };
+  };
+  user = types.submodule {
+    options = {
+      uid = option (types.nullOr types.int) null;
+      group = option types.str "";
+      initialHashedPassword = option (types.nullOr types.str) null;
+      isSystemUser = option types.bool false;
+      isNormalUser = option types.bool false;
     };
   };
   atom = types.oneOf [
@@ -47,12 +70,17 @@ let
       variables = option (types.attrsOf types.str) { };
     };
     fileSystems = option (types.attrsOf types.anything) { };
+    networking.hostName = option types.str "";
+    services.openssh = loose;
     services.udev.extraRules = text;
     system.stateVersion = option types.str "26.05";
     systemd = {
       services = option (types.attrsOf service) { };
+      slices = option (types.attrsOf slice) { };
+      sockets = option (types.attrsOf socket) { };
       tmpfiles.rules = strings;
     };
+    users.users = option (types.attrsOf user) { };
     users.groups = option (types.attrsOf (types.submodule { options.members = strings; })) { };
     virtualisation = loose;
   };
@@ -81,15 +109,38 @@ let
   unit = service: ''
     [Unit]
     ${joined "After" service.after}${joined "Before" service.before}Description=${service.description}
-    ${joined "Requires" service.requires}${joined "Wants" service.wants}${section service.unitConfig}
+    ${joined "Requires" service.requires}${joined "Wants" service.wants}${
+      lib.optionalString (!service.restartIfChanged) "X-RestartIfChanged=false\n"
+    }${section service.unitConfig}
     [Service]
     ${section service.serviceConfig}'';
+  other = head: settings: unit: ''
+    [Unit]
+    Description=${unit.description}
+
+    [${head}]
+    ${section settings}'';
+  wanted =
+    suffix: units:
+    lib.concatStrings (
+      lib.mapAttrsToList (
+        name: unit: lib.concatMapStrings (target: "${target}: ${name}.${suffix}\n") unit.wantedBy
+      ) units
+    );
 
   files = lib.filterAttrs (_: text: text != "") (
     lib.mapAttrs' (name: service: {
       name = "systemd/system/${name}.service";
       value = unit service;
     }) config.systemd.services
+    // lib.mapAttrs' (name: unit: {
+      name = "systemd/system/${name}.socket";
+      value = other "Socket" unit.socketConfig unit;
+    }) config.systemd.sockets
+    // lib.mapAttrs' (name: unit: {
+      name = "systemd/system/${name}.slice";
+      value = other "Slice" unit.sliceConfig unit;
+    }) config.systemd.slices
     // {
       "tmpfiles.d/rundlet.conf" = lib.concatMapStrings (rule: "${rule}\n") config.systemd.tmpfiles.rules;
       "udev/rules.d/99-local.rules" = config.services.udev.extraRules;
@@ -99,11 +150,7 @@ let
       "group-members" = lib.concatStrings (
         lib.mapAttrsToList (name: group: "${name}: ${toString group.members}\n") config.users.groups
       );
-      "wanted-by" = lib.concatStrings (
-        lib.mapAttrsToList (
-          name: service: lib.concatMapStrings (target: "${target}: ${name}.service\n") service.wantedBy
-        ) config.systemd.services
-      );
+      "wanted-by" = wanted "service" config.systemd.services + wanted "socket" config.systemd.sockets;
       "system-packages" = lib.concatMapStrings (
         package: "${package.name}\n"
       ) config.environment.systemPackages;

@@ -91,7 +91,9 @@ let
       inherit name;
       inputs = removeAttrs arguments [ "passthru" ];
       shell = { inherit command; };
-      passthru = arguments.passthru or { };
+      # Arguments are attributes of the derivation; of these our Nix reads one.
+      passthru =
+        arguments.passthru or { } // (if arguments ? text then { inherit (arguments) text; } else { });
       meta = arguments.meta or { };
     };
 
@@ -134,6 +136,7 @@ let
       rustPlatform = { inherit buildRustPackage; };
       pkgsStatic = { inherit (final) rustPlatform; };
       mkShell = arguments: mkDerivation (arguments // { name = "shell"; });
+      formats.json = _: { type = lib.types.anything; };
       writeText =
         name: text:
         fake {
@@ -191,6 +194,31 @@ let
           };
         };
 
+      # With nothing but the module's own part of NixOS, and names for what an appliance sets beside it.
+      nixos =
+        module:
+        let
+          evaluated = import ./nixos.nix {
+            inherit lib module;
+            pkgs = final;
+          };
+          image =
+            name:
+            fake {
+              name = "nixos-image-${name}";
+              inputs = evaluated.rendered;
+            };
+        in
+        {
+          config = evaluated.config // {
+            system.build.images = lib.genAttrs [
+              "raw"
+              "raw-efi"
+              "qemu"
+              "qemu-efi"
+            ] image;
+          };
+        };
       newScope = extra: callWith (final // extra);
       callPackage = callWith final;
       extend = overlay: withOverlay overlay;

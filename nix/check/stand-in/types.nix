@@ -115,7 +115,7 @@ let
         loc: values:
         if length values > 1 && all isList values then
           concatLists values
-        else if length values > 1 && all isAttrs values then
+        else if all (value: isAttrs value && !lib.isDerivation value) values then
           (attrsOf anything).merge loc values
         else
           raw.merge loc values;
