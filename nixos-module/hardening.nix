@@ -81,7 +81,9 @@ rec {
       );
       SystemCallFilter = [
         "@system-service"
+        # For the jails.
         "@mount"
+        "seccomp"
       ];
     };
 }

@@ -49,7 +49,7 @@ use crate::run::{Cause, Place};
 use lineup::Lineup;
 use session::Session;
 
-pub use cgroup::{CgroupPlan, ROOT as CGROUP_ROOT, WayError, run as run_cgroup};
+pub use cgroup::{CgroupPlan, ROOT as CGROUP_ROOT, WayError, midwife, run as run_cgroup};
 pub use density::DensityPlan;
 pub use lineup::{Peer, PeerName, Sandboxes};
 pub use report::{Report, ReportError};

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use argh::FromArgs;
+use rundlet_node::bench::midwife;
 use rundlet_node::run::OUR_ERROR;
 use rundlet_node::sandbox::janitor;
 
@@ -28,6 +29,12 @@ fn main() -> ExitCode {
     }
     if args.first().is_some_and(|arg| arg == janitor::COMMAND) {
         return run_janitor(args.get(1).map(Path::new));
+    }
+    if args.first().is_some_and(|arg| arg == midwife::COMMAND) {
+        return match midwife::serve() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
     }
     let code = match parse(&args) {
         Ok(Cli { version: true, .. }) => {

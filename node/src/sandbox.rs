@@ -26,7 +26,7 @@ pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod ready;
 pub(crate) mod renew;
-mod rights;
+pub(crate) mod rights;
 pub(crate) mod spec;
 mod state;
 mod tail;

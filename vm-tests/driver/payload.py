@@ -4,7 +4,7 @@ Seen in the worker as /opt/rundlet, laid out like an installation:
   bin/            rundlet, rundlet-vmm, vhost-blk-ro, and the claims' own tools (vm-tests/tools)
   share/rundlet/  vmlinux, initrd.cpio
   store/          images imported on the host, which a unit of the worker copies to /var/lib/rundlet
-  test/           root filesystems as tar files, for claims that import
+  test/           root filesystems as tar files, for claims that import; golden/, what the NixOS module renders
 """
 
 import contextlib
@@ -92,6 +92,8 @@ def contents(tree: Path, say) -> list[tuple[str, Path]]:
         say(f"payload: not built, so not in the worker: {', '.join(missing)}")
     tools = tree / "vm-tests/tools"
     contents += [(f"bin/{path.name}", path) for path in sorted(tools.glob("*")) if path.is_file()]
+    golden = tree / "vm-tests/golden"
+    contents += [(f"test/golden/{path.relative_to(golden)}", path) for path in sorted(golden.rglob("*")) if path.is_file()]
     return contents
 
 

@@ -1,9 +1,10 @@
 //! `rundlet bench cgroup`: what a cgroup for each sandbox costs a start, from a pool and without one.
 //!
-//! A start here is a process that waits, in a cgroup with limits of its own. All ways do the same fork, which is
-//! measured alone as well and taken off before ways are compared.
+//! A start here is a process that waits, in a cgroup with limits of its own, made by one small process as a zygote makes
+//! sandboxes. All ways do the same fork, which is measured alone as well and taken off before ways are compared.
 
 mod birth;
+pub mod midwife;
 mod report;
 mod way;
 
@@ -122,11 +123,13 @@ fn measure(plan: &CgroupPlan, session: &Session) -> Result<Vec<Measured>, WayErr
 fn batch(ways: &Ways, of: &mut Measured) -> Result<(), WayError> {
     let way = of.way;
     let start = || ways.start(way).map(|started| (Instant::now(), started));
+    let midwife = ways.midwife.cpu();
     let AtOnce {
         results,
         began,
         cpu,
     } = at_once(of.at_once, start)?;
+    let cpu = cpu + ways.midwife.cpu().saturating_sub(midwife);
     let mut ended = began;
     let mut each = Vec::with_capacity(results.len());
     let mut started = Vec::with_capacity(results.len());
@@ -188,7 +191,7 @@ fn at_once<T: Send>(count: u32, each: impl Fn() -> T + Sync) -> Result<AtOnce<T>
     })
 }
 
-/// Of all threads of this process; of children only their making.
+/// Of all threads of this process.
 fn cpu_time() -> Duration {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(

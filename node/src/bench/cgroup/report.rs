@@ -73,7 +73,7 @@ struct Row {
     batch_ms: Summary,
     /// Each from its own beginning.
     start_us: Summary,
-    /// Processor time of the starter, for each start.
+    /// Processor time of who starts and of who forks, for each start.
     cpu_us: f64,
     /// The same for its end: off the way of starts.
     end_cpu_us: f64,

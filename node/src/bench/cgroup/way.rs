@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde::Serialize;
 
-use super::birth::{self, Child, Lifeline};
+use super::midwife::{Born, Midwife};
 use crate::error::PathError;
 use crate::host::config::CgroupConfig;
 use crate::host::model::Limits;
@@ -48,7 +48,7 @@ impl WayName {
 
 /// All of them, ready.
 pub(super) struct Ways {
-    lifeline: Lifeline,
+    pub(super) midwife: Midwife,
     limits: Limits,
     resting: CgroupPool,
     unlimited: CgroupPool,
@@ -60,7 +60,7 @@ pub(super) struct Ways {
 
 /// A process, and what it is in.
 pub(super) struct Started {
-    child: Child,
+    child: Born,
     slot: Option<Slot>,
     group: Option<Group>,
 }
@@ -91,7 +91,7 @@ impl Ways {
             wait_ms: 0,
         };
         Ok(Self {
-            lifeline: Lifeline::new().map_err(WayError::Birth)?,
+            midwife: Midwife::start().map_err(WayError::Birth)?,
             limits: limits.clone(),
             resting: CgroupPool::open_resting(&config("resting", slots), limits)?,
             unlimited: CgroupPool::open(&config("unlimited", slots))?,
@@ -105,7 +105,7 @@ impl Ways {
     pub(super) fn start(&self, way: WayName) -> Result<Started, WayError> {
         match way {
             WayName::Fork => Ok(Started {
-                child: birth::bear(&self.lifeline, None).map_err(WayError::Birth)?,
+                child: self.midwife.bear(None).map_err(WayError::Birth)?,
                 slot: None,
                 group: None,
             }),
@@ -118,7 +118,7 @@ impl Ways {
     fn in_slot(&self, pool: &CgroupPool) -> Result<Started, WayError> {
         let slot = pool.claim(&self.limits)?;
         let directory = slot.fd().map_err(WayError::Birth)?;
-        let child = birth::bear(&self.lifeline, Some(directory.as_fd()));
+        let child = self.midwife.bear(Some(directory.as_fd()));
         Ok(Started {
             child: child.map_err(WayError::Birth)?,
             slot: Some(slot),
@@ -131,8 +131,8 @@ impl Ways {
         let group = Group::at(self.made.path().join(format!("made-{number}")));
         fs::create_dir(group.path()).map_err(PathError::at("make the cgroup", group.path()))?;
         write_limits(&group, Some(&Limits::default()), &self.limits)?;
-        let child = birth::bear(&self.lifeline, None).map_err(WayError::Birth)?;
-        let moved = group.join(child.pid());
+        let child = self.midwife.bear(None).map_err(WayError::Birth)?;
+        let moved = group.join(child.pid().as_raw_nonzero().get().unsigned_abs());
         moved.map_err(PathError::at("move a process into", group.path()))?;
         Ok(Started {
             child,
@@ -149,7 +149,8 @@ impl Ways {
             match (slot, &group) {
                 (Some(slot), _) => drop(slot),
                 (None, Some(group)) => group.kill().map_err(WayError::End)?,
-                (None, None) => kill(&child).map_err(WayError::End)?,
+                (None, None) => kill_process(child.pid(), Signal::KILL)
+                    .map_err(|it| WayError::End(it.into()))?,
             }
             groups.extend(group);
             children.push(child);
@@ -167,10 +168,4 @@ impl Ways {
             Err(WayError::Late)
         }
     }
-}
-
-fn kill(child: &Child) -> io::Result<()> {
-    let pid = i32::try_from(child.pid()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(kill_process(pid, Signal::KILL)?)
 }
