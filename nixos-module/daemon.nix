@@ -104,6 +104,8 @@ in
           ExecStart = rundlet "pool";
           Slice = "${cfg.pool.slice}.slice";
           Delegate = "cpu io memory pids";
+          # Where the pool puts its own process: with slots beside it, the cgroup above can take none (systemd 254).
+          DelegateSubgroup = "keeper";
           KillMode = "process";
           Restart = "on-failure";
         };

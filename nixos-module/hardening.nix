@@ -38,7 +38,8 @@ rec {
     ];
   };
 
-  # Its children are the sandboxes, which inherit all of this before they go into their own jails. Not
+  # Its children are the sandboxes, which inherit all of this before they go into their own jails. To make these jails it
+  # has to be root with most of what that means, so it stays above the figure that others reach. Not
   # RestrictNamespaces: it refuses clone3, by which they are born. Not RestrictSUIDSGID: images have such files. Not
   # ProtectProc: the daemon reads of its sandboxes, who are other users.
   daemon =
@@ -61,6 +62,7 @@ rec {
         # Descriptors by the thousand.
         "CAP_SYS_RESOURCE"
       ];
+      IPAddressDeny = if network then [ ] else [ "any" ];
       PrivateNetwork = !network;
       ProtectHome = "read-only";
       ReadWritePaths = [
@@ -84,6 +86,8 @@ rec {
         # For the jails.
         "@mount"
         "seccomp"
+        # A monitor takes over descriptors that it was started with.
+        "pidfd_getfd"
       ];
     };
 }
