@@ -106,6 +106,10 @@ struct Leaving {
     /// Not there when descriptors are short; then the slot is looked at by time alone.
     events: Option<Events>,
     deadline: Instant,
+    /// When it is looked at, and what is in it killed, without a hint.
+    next_look: Instant,
+    /// The kernel has given a hint.
+    hinted: bool,
     set_aside: bool,
 }
 
@@ -136,7 +140,7 @@ impl Releaser {
     fn look(&mut self) {
         let now = Instant::now();
         for mut leaving in std::mem::take(&mut self.leaving) {
-            if leaving.is_empty() {
+            if leaving.is_due(now) && leaving.is_empty(now) {
                 self.bring_back(leaving);
                 continue;
             }
@@ -175,23 +179,31 @@ impl Releaser {
     }
 
     /// Until there is something to look at.
-    fn wait(&self) {
-        let busy = self.leaving.iter().any(|it| !it.set_aside);
-        let tick = match (busy, self.leaving.is_empty()) {
-            (true, _) => Some(timespec(TICK)),
-            (false, false) => Some(timespec(SLOW_TICK)),
-            (false, true) => None,
-        };
-        let events = self.leaving.iter().filter_map(|it| it.events.as_ref());
+    fn wait(&mut self) {
+        let first = self.leaving.iter().map(|it| it.next_look).min();
+        let left = first.map(|at| timespec(at.saturating_duration_since(Instant::now())));
         // A changed file of kernfs is POLLPRI.
-        let events = events.map(|it| PollFd::new(it.file(), PollFlags::PRI));
+        let events = self.leaving.iter().enumerate();
+        let events = events.filter_map(|(index, it)| Some((index, it.events.as_ref()?.file())));
+        let (indices, files): (Vec<usize>, Vec<_>) = events.unzip();
         let wake = PollFd::new(&self.orders.wake, PollFlags::IN);
-        let mut all: Vec<PollFd<'_>> = std::iter::once(wake).chain(events).collect();
-        if let Err(error) = poll(&mut all, tick.as_ref())
+        let files = files.iter().map(|file| PollFd::new(*file, PollFlags::PRI));
+        let mut all: Vec<PollFd<'_>> = std::iter::once(wake).chain(files).collect();
+        if let Err(error) = poll(&mut all, left.as_ref())
             && error != rustix::io::Errno::INTR
         {
             log::warn!("cannot wait for slots: {error}");
             thread::sleep(TICK);
+        }
+        let hinted: Vec<usize> = indices
+            .into_iter()
+            .zip(all.iter().skip(1))
+            .filter_map(|(index, polled)| (!polled.revents().is_empty()).then_some(index))
+            .collect();
+        for index in hinted {
+            if let Some(leaving) = self.leaving.get_mut(index) {
+                leaving.hinted = true;
+            }
         }
         let mut count = [0_u8; 8];
         // Nothing in it is fine.
@@ -205,12 +217,23 @@ impl Leaving {
             events: Events::open(&place.group).ok(),
             place,
             deadline: Instant::now() + patience,
+            next_look: Instant::now(),
+            hinted: false,
             set_aside: false,
         }
     }
 
-    /// Kills what is still there.
-    fn is_empty(&self) -> bool {
+    fn is_due(&self, now: Instant) -> bool {
+        self.hinted || now >= self.next_look
+    }
+
+    /// Kills what is still there, but not at every hint: each kill has the kernel walk the cgroup under a lock of all.
+    fn is_empty(&mut self, now: Instant) -> bool {
+        let kill = now >= self.next_look;
+        self.hinted = false;
+        if kill {
+            self.next_look = now + if self.set_aside { SLOW_TICK } else { TICK };
+        }
         let populated = match &self.events {
             Some(events) => events.is_populated(),
             None => self.place.group.is_populated(),
@@ -220,7 +243,7 @@ impl Leaving {
             // Somebody has removed it: there is nothing in it, and `recycle` notices.
             Err(error) if is_gone(&error) => true,
             Ok(true) => {
-                if let Err(error) = self.place.group.kill() {
+                if kill && let Err(error) = self.place.group.kill() {
                     log::warn!("cannot kill what is in {}: {error}", self.place.name);
                 }
                 false
