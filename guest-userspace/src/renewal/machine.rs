@@ -22,6 +22,9 @@ const NAME: &str = "/run/rundlet.machine-id";
 /// that takes the boot id also renews what it derives from its generator, when that is reseeded.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// There with patches/0008 of `guest-kernel/`, if the guest has an I/O window.
+const SCRUB: &str = "/proc/sys/vm/scrub_io_window";
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Machine {
@@ -38,7 +41,7 @@ impl Identity for Machine {
         self.machine_id_file()?;
         // Not syncfs(2): overlayfs answers it for a `volatile` layer without asking the disk.
         sync();
-        Ok(())
+        scrub_window()
     }
 
     fn entropy(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -73,6 +76,19 @@ impl Identity for Machine {
         })?;
         write(file, id.as_bytes())?;
         Ok(())
+    }
+}
+
+/// Has the kernel zero what requests to disks left in the I/O window: each clone copies what is not zero
+/// there. Without a window, or a kernel that can do it, clones copy more.
+fn scrub_window() -> io::Result<()> {
+    match open(SCRUB, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(file) => {
+            write(file, b"1")?;
+            Ok(())
+        }
+        Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
