@@ -170,6 +170,21 @@ impl Control {
                 vcpus: vcpus.count(),
             },
             Request::Stop {} => Reply::Stopping {},
+            Request::Touched(request) => {
+                match self
+                    .capture
+                    .as_ref()
+                    .map(|it| it.touched(&request.directory))
+                {
+                    Some(Ok((pages, written))) => Reply::Touched { pages, written },
+                    Some(Err(error)) => Reply::Error {
+                        message: format!("touched: {error}"),
+                    },
+                    None => Reply::Error {
+                        message: "this sandbox cannot tell what it touches".to_owned(),
+                    },
+                }
+            }
             Request::Capture(request) => {
                 let Some(subject) = &self.capture else {
                     let message = "this sandbox cannot be captured".to_owned();

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use rustix::mm::Advice;
 use thiserror::Error;
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError,
@@ -167,6 +168,8 @@ impl GuestRam {
         for (range, kind) in regions(spec) {
             if kind == Kind::Private {
                 ram.lay_over(range, (file, offset), Writes::Private)?;
+                ram.read_at_random(range)
+                    .map_err(|source| MemoryError::File { range, source })?;
                 offset += range.len;
             }
         }
@@ -235,6 +238,62 @@ impl GuestRam {
         // guest memory; it is only accessed through volatile copies.
         unsafe { backing::overlay(region.as_ptr().add(within), len, (file, offset), writes) }
             .map_err(|source| MemoryError::File { range, source })
+    }
+
+    /// Where `range`, whole pages of one region, begins in this process, and which of its pages are in memory or in
+    /// the page cache, mincore(2).
+    pub fn resident(&self, range: Range) -> io::Result<(u64, Vec<bool>)> {
+        let (at, len) = self.place(range)?;
+        let mut pages = vec![0_u8; len / 4096];
+        // SAFETY: [at, at + len) is mapped, and there is a byte for each of its pages.
+        if unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let pages = pages.into_iter().map(|page| page & 1 != 0).collect();
+        Ok((at.addr() as u64, pages))
+    }
+
+    /// Has the kernel read the pages of a file that are touched, and no others: what comes next is not to be
+    /// guessed, and `template::touched` goes by what was read.
+    fn read_at_random(&self, range: Range) -> io::Result<()> {
+        let (at, len) = self.place(range)?;
+        // SAFETY: [at, at + len) is mapped, and its contents stay what they are.
+        unsafe { rustix::mm::madvise(at.cast(), len, Advice::Random) }?;
+        Ok(())
+    }
+
+    /// Gives this process pages of its own for `range`, as if each was written to, without changing them.
+    pub fn populate(&self, range: Range) -> io::Result<()> {
+        let (at, len) = self.place(range)?;
+        // SAFETY: [at, at + len) is mapped, and its contents stay what they are.
+        unsafe { rustix::mm::madvise(at.cast(), len, Advice::LinuxPopulateWrite) }?;
+        Ok(())
+    }
+
+    /// Where whole pages of one region are in this process.
+    fn place(&self, range: Range) -> io::Result<(*mut u8, usize)> {
+        let aligned = [range.start, range.len]
+            .iter()
+            .all(|n| n.is_multiple_of(layout::PAGE));
+        let region = self
+            .memory
+            .find_region(GuestAddress(range.start))
+            .filter(|_| aligned);
+        let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "not whole pages of memory");
+        let region = region.ok_or_else(invalid)?;
+        let within = range.start - region.start_addr().0;
+        if within
+            .checked_add(range.len)
+            .is_none_or(|end| end > region.len())
+        {
+            return Err(invalid());
+        }
+        let number = |n: u64| usize::try_from(n).map_err(|_| invalid());
+        // SAFETY: it is inside the region's mapping, as was checked.
+        Ok((
+            unsafe { region.as_ptr().add(number(within)?) },
+            number(range.len)?,
+        ))
     }
 
     /// Where RAM below the device hole ends.

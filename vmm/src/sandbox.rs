@@ -27,10 +27,11 @@ use crate::spec::{CloneSpec, DevicesSpec, SandboxSpec};
 use crate::template::Template;
 use crate::template::capture::Subject;
 use crate::template::state::State;
+use crate::template::touched::Touched;
 use crate::timeline::Timeline;
 use crate::vcpu::exit_slot::ExitSlot;
 use crate::vcpu::thread::{ThreadError, Vcpus};
-use crate::vcpu::{Vcpu, entry};
+use crate::vcpu::{Vcpu, entry, prefault};
 use crate::wire::emit;
 
 /// How the sandbox is tied to the outside, apart from its devices.
@@ -113,6 +114,10 @@ pub fn restore(
     let hypervisor = template.hypervisor();
     let vm = hypervisor.create_vm()?;
     timeline.mark("vm");
+    if outside.ties.control.is_some() {
+        // It may be asked what it has touched.
+        template.forget_cached();
+    }
     let ram = template.ram()?;
     ram.register(vm.fd())?;
     timeline.mark("memory");
@@ -133,6 +138,8 @@ pub fn restore(
     let fds = restore_vcpus(&vm, state)?;
     devices.wake();
     timeline.mark("vcpus");
+    touch(&ram, fds.first(), template.touched());
+    timeline.mark("touched");
     let subject = Subject {
         hypervisor: Arc::clone(hypervisor),
         vm: Arc::new(vm),
@@ -272,6 +279,24 @@ fn restore_vcpus(vm: &Vm, state: &State) -> Result<Vec<VcpuFd>, SandboxError> {
         vm.restore(&state.vm, boot_cpu, saved.tsc_khz())?;
     }
     Ok(restored)
+}
+
+/// Has at hand what every clone touches first. Each page would be an exit otherwise, those that are written two.
+/// What cannot be had so the guest gets as it goes.
+fn touch(ram: &GuestRam, vcpu: Option<&VcpuFd>, touched: &Touched) {
+    for run in touched.runs().iter().filter(|run| run.written) {
+        if let Err(error) = ram.populate(run.range) {
+            log::debug!("pages that are written are not at hand: {error}");
+            break;
+        }
+    }
+    let Some(vcpu) = vcpu else { return };
+    for run in touched.runs() {
+        if let Err(error) = prefault::prefault(vcpu, run.range) {
+            log::debug!("pages that are touched are not at hand: {error}");
+            break;
+        }
+    }
 }
 
 fn start_vcpus(

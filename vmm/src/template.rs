@@ -13,6 +13,7 @@ pub mod format;
 pub mod host;
 mod pages;
 pub mod state;
+pub mod touched;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,11 +21,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::Advice;
 use thiserror::Error;
 
 use self::format::{FormatError, HEADER, Header, MAX_BODY, Pages};
 use self::host::{Host, HostError};
 use self::state::State;
+use self::touched::Touched;
 use crate::kvm::Hypervisor;
 use crate::memory::{GuestRam, MemoryError};
 use crate::outcome::{Outcome, with_causes};
@@ -36,6 +39,8 @@ pub const STATE: &str = "state";
 pub const MEMORY: &str = "memory";
 /// See [`STATE`].
 pub const WINDOW: &str = "window";
+/// See [`STATE`].
+pub const TOUCHED: &str = "touched";
 
 /// Why a template cannot be used here.
 #[derive(Debug, Error)]
@@ -72,6 +77,8 @@ pub struct Template {
     memory: File,
     /// The pages of the window that are not zero: where, and what. Every clone gets a copy.
     window: Vec<(u64, Vec<u8>)>,
+    /// What every clone touches first.
+    touched: Touched,
 }
 
 impl Template {
@@ -96,6 +103,12 @@ impl Template {
         }
         let state =
             format::parse_body(body, &header).map_err(|error| damaged(error.to_string()))?;
+        let touched = Touched::read(
+            &directory.join(TOUCHED),
+            format::header_sum(&file),
+            &state.memory.into(),
+        )
+        .map_err(|why| damaged(format!("{TOUCHED}: {why}")))?;
         let Header {
             host: _,
             memory,
@@ -119,6 +132,7 @@ impl Template {
             state,
             memory,
             window: pages,
+            touched,
         })
     }
 
@@ -199,6 +213,20 @@ impl Template {
             written.map_err(|source| MemoryError::Window { source })?;
         }
         Ok(ram)
+    }
+
+    /// What a clone touches until it is renewed.
+    #[must_use]
+    pub fn touched(&self) -> &Touched {
+        &self.touched
+    }
+
+    /// Drops the memory's pages from the page cache, as far as the file system has one and nobody maps them. What is
+    /// there later has been touched meanwhile.
+    pub fn forget_cached(&self) {
+        if let Err(error) = rustix::fs::fadvise(&self.memory, 0, None, Advice::DontNeed) {
+            log::warn!("cannot drop the template's pages from the page cache: {error}");
+        }
     }
 
     /// Everything that is not in memory.

@@ -4,6 +4,7 @@
 
 pub mod entry;
 pub mod exit_slot;
+pub mod prefault;
 pub mod state;
 pub mod thread;
 

@@ -175,6 +175,7 @@ pub enum Request {
     Status {},
     Stop {},
     Capture(Capture),
+    Touched(Touched),
 }
 
 /// `capture` of [`Request`].
@@ -184,6 +185,14 @@ pub struct Capture {
     pub directory: PathBuf,
     #[serde(default)]
     pub binding: BTreeMap<String, String>,
+}
+
+/// `touched` of [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Touched {
+    /// The template's, of which this sandbox is a clone.
+    pub directory: PathBuf,
 }
 
 impl Request {
@@ -208,6 +217,11 @@ pub enum Reply {
     Captured {
         memory_bytes: u64,
         window_bytes: u64,
+    },
+    /// Pages that were touched, and how many of these were written.
+    Touched {
+        pages: u64,
+        written: u64,
     },
     Error {
         message: String,

@@ -159,6 +159,8 @@ fn every_thread() -> Vec<Allowed> {
 /// What else the main thread of a sandbox with a control socket does.
 fn capture() -> Vec<Allowed> {
     let mut calls = vec![
+        // Which pages a trial has touched.
+        call(libc::SYS_mincore),
         // The files of the template, and the identity of this program.
         call(libc::SYS_openat),
         call(libc::SYS_fstat),

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::format::{self, FormatError, Header, Pages};
+use super::format::{self, FormatError, HEADER, Header, Pages};
 use super::host::{Host, HostError};
 use super::pages::{PIECE, PageWriter};
 use super::state::State;
-use super::{MEMORY, STATE, WINDOW};
+use super::touched::Touched;
+use super::{MEMORY, STATE, TOUCHED, WINDOW};
 use crate::devices::Attached;
 use crate::devices::state::SaveError;
 use crate::kvm::{Hypervisor, KvmError, Vm};
@@ -103,6 +104,16 @@ impl Subject {
         let captured = self.write(&draft, host, &state)?;
         draft.keep();
         Ok(captured)
+    }
+
+    /// Adds to the template in `directory`, of which this is a clone, what this has touched. How many pages, and how many
+    /// of these were written.
+    pub fn touched(&self, directory: &Path) -> io::Result<(u64, u64)> {
+        let mut header = [0; HEADER];
+        File::open(directory.join(STATE))?.read_exact_at(&mut header, 0)?;
+        let touched = Touched::of(&self.ram, &self.memory)?;
+        touched.write(&directory.join(TOUCHED), format::header_sum(&header))?;
+        Ok(touched.count())
     }
 
     fn write(&self, draft: &Draft, host: Host, state: &State) -> Result<Captured, CaptureError> {

@@ -178,6 +178,13 @@ pub fn parse_body(body: &[u8], header: &Header) -> Result<State, FormatError> {
     Ok(state)
 }
 
+/// The checksum of the header: what else belongs to this template bears it. Zero for a file without a header.
+#[must_use]
+pub fn header_sum(file: &[u8]) -> u64 {
+    file.first_chunk::<HEADER>()
+        .map_or(0, |header| u64_at(header, at::SUM))
+}
+
 /// Reads the whole file.
 pub fn parse(file: &[u8]) -> Result<(Header, State), FormatError> {
     let (header, body) = parse_header(file)?;
