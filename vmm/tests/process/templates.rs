@@ -200,7 +200,7 @@ fn clones_go_on_where_the_template_stood_each_with_its_own_memory() {
         let event: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
         let instants = event["instants_us"].as_object().unwrap();
         let names = [
-            "main", "template", "vm", "memory", "devices", "vcpus", "running",
+            "main", "template", "vm", "memory", "devices", "vcpus", "touched", "running",
         ];
         assert!(instants.len() == names.len() && names.iter().all(|n| instants.contains_key(*n)));
     }
