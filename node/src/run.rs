@@ -110,6 +110,8 @@ fn run_booted(
     since: Instant,
 ) -> Result<u8, RunError> {
     let store = &place.store;
+    // First what the user named: that it is not there says more than what else is missing.
+    let image = store.find(&machine.image).map_err(Cause::Store)?;
     let (kernel, initrd) = template::guest_files(&machine.kernel, &machine.initrd)?;
     let guest_files = [kernel.clone(), initrd.clone()];
     let boot = Boot {
@@ -117,7 +119,7 @@ fn run_booted(
         vcpus: machine.vcpus,
         kernel,
         initrd,
-        image: store.find(&machine.image).map_err(Cause::Store)?,
+        image,
         scratch: scratch::template(store, machine.scratch_mib).map_err(Cause::Scratch)?,
         keep: None,
         verbose: log::log_enabled!(log::Level::Debug),
