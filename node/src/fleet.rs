@@ -142,7 +142,12 @@ pub(crate) fn start(
             let why = "it was made of another kernel or initrd than there is now";
             return Err(Cause::TemplateUnfit(why.into()).into());
         }
-        match Fleet::start(Cloned { template, binding }, &place.runtime, events) {
+        let clone = Cloned {
+            template,
+            binding,
+            controlled: false,
+        };
+        match Fleet::start(clone, &place.runtime, events) {
             Ok(fleet) => Ok(fleet),
             Err(FleetError::Zygote(ZygoteError::TemplateUnfit(why))) => {
                 Err(Cause::TemplateUnfit(why).into())

@@ -153,7 +153,11 @@ fn run_once(
 ) -> Result<u8, RunError> {
     let guest_files = ["memory", "window"].map(|name| template.path.join(name));
     let binding = template::binding_now(&place.store, &template.record)?;
-    let clone = Cloned { template, binding };
+    let clone = Cloned {
+        template,
+        binding,
+        controlled: false,
+    };
     let spec = spec(request, Origin::Clone(Box::new(clone)))?;
     let result = session(request, wire, &spec, &place.runtime, guest_files, since);
     if let Origin::Clone(clone) = spec.origin {

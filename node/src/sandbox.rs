@@ -49,7 +49,7 @@ use janitor::{Janitor, JanitorError};
 use ready::ReadyListener;
 use vmm::Vmm;
 
-pub use control::{CaptureError, Captured};
+pub use control::{Captured, ControlError, Touched};
 pub use event::{Event, Sink, VmmEnd, VmmExit};
 pub use fleet::{Fleet, FleetError, FleetEvent, FleetPids, FleetSink};
 pub use member::{Member, MemberError, MemberInstants, Wish};
@@ -232,10 +232,18 @@ impl Sandbox {
         directory: &Path,
         binding: &Binding,
         limit: Duration,
-    ) -> Result<Captured, CaptureError> {
+    ) -> Result<Captured, ControlError> {
         let captured = control::capture(&self.control, directory, binding, limit)?;
         self.enter(State::Captured);
         Ok(captured)
+    }
+
+    /// Has a controlled clone add to its template, in `directory`, which pages it has touched.
+    ///
+    /// # Errors
+    /// The VMM does not do it.
+    pub fn note_touched(&self, directory: &Path, limit: Duration) -> Result<Touched, ControlError> {
+        control::note_touched(&self.control, directory, limit)
     }
 
     /// Ends the VMM, and so the sessions of its disks, and leaves the backend to its work.

@@ -5,6 +5,7 @@
 //! ```text
 //! state, memory, window   the machine, written and read by rundlet-vmm alone
 //! scratch.img             its writable disk, written and read by vhost-blk-ro alone
+//! touched                 which pages every clone touches first, by rundlet-vmm, from the first clone
 //! template.json           a Record: what it is and how to make it again
 //! ```
 
@@ -13,6 +14,7 @@ mod inspection;
 mod name;
 mod record;
 pub mod store;
+mod trial;
 mod warm_up;
 
 pub(crate) use build::{binding_now, guest_files, with_fitting};

@@ -50,7 +50,7 @@ pub struct Clone {
     /// number of an inherited pipe's read end; the clone ends when the other end is closed
     #[argh(option)]
     pub lifeline: Option<i32>,
-    /// path of a unix socket to make, for pause, resume, status and stop
+    /// path of a unix socket to make, for pause, resume, status, touched and stop
     #[argh(option)]
     pub control: Option<PathBuf>,
 }

@@ -4,12 +4,13 @@
 //!
 //! `RUNDLET_DOUBLE` says what goes wrong: see [`Trouble`].
 
+mod control;
 mod zygote;
 
 use std::env;
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -185,7 +186,7 @@ fn vmm(spec: &Value) -> Anything {
     }
     if let Some(control) = argument("--control") {
         let listener = UnixListener::bind(control)?;
-        thread::spawn(move || serve_control(&listener));
+        thread::spawn(move || control::serve(&listener));
     }
     let vsock = path(&spec["vsock"]["socket"])?;
     let mut console: Box<dyn Write> = match spec.pointer("/console/path") {
@@ -284,36 +285,6 @@ fn unfit(template: &Path, binding: Option<&Value>) -> Option<(&'static str, i32,
         Some(_) if whole => Some(("template_stale", 3, "double: another binding")),
         _ => Some(("template_damaged", 4, "double: no memory")),
     }
-}
-
-/// Captures for whoever asks.
-fn serve_control(listener: &UnixListener) {
-    for stream in listener.incoming().flatten() {
-        let mut line = String::new();
-        let answer = match BufReader::new(&stream).read_line(&mut line) {
-            Ok(_) => capture(&line).unwrap_or_else(
-                |error| serde_json::json!({"error": {"message": error.to_string()}}),
-            ),
-            Err(_) => continue,
-        };
-        let _ = writeln!(&stream, "{answer}");
-    }
-}
-
-fn capture(line: &str) -> Result<Value, Box<dyn Error>> {
-    let request: Value = serde_json::from_str(line)?;
-    if Trouble::wanted() == Trouble::NoCapture {
-        return Err("double: no room".into());
-    }
-    let directory = path(&request["capture"]["directory"])?;
-    for (name, content) in [
-        ("state", request["capture"]["binding"].to_string()),
-        ("memory", "memory".into()),
-        ("window", "window".into()),
-    ] {
-        File::create_new(directory.join(name))?.write_all(content.as_bytes())?;
-    }
-    Ok(serde_json::json!({"captured": {"memory_bytes": 6, "window_bytes": 6}}))
 }
 
 /// Troubles that come once a command runs.

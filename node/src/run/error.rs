@@ -13,7 +13,7 @@ use crate::error::PathError;
 use crate::image::StoreError;
 use crate::places::PlaceError;
 use crate::sandbox::{
-    CaptureError, Evidence, FleetError, SpecError, StartError, VmmEnd, VmmExit, printable,
+    ControlError, Evidence, FleetError, SpecError, StartError, VmmEnd, VmmExit, printable,
 };
 use crate::scratch::ScratchError;
 use crate::template::{TemplateError, TemplateName};
@@ -106,7 +106,7 @@ pub enum Cause {
     #[error("the guest cannot become a template")]
     Prepare(#[source] AgentError),
     #[error(transparent)]
-    Capture(#[from] CaptureError),
+    Capture(#[from] ControlError),
     #[error("the block backend could not keep the scratch disk: {}", printable(.0.as_bytes()))]
     NotKept(String),
     #[error("the block backend did not say within {} seconds that it has kept the scratch disk", .0.as_secs())]

@@ -73,6 +73,8 @@ pub struct Cloned {
     pub template: Template,
     /// What a template built now would be made of: the VMM refuses one that was made of anything else.
     pub binding: Binding,
+    /// Whether the VMM is to be asked for something later: [`Sandbox::note_touched`](super::Sandbox::note_touched).
+    pub controlled: bool,
 }
 
 impl Boot {

@@ -283,6 +283,9 @@ fn clone_command(clone: &Cloned, sockets: &Sockets, console: &Path) -> Result<Co
     let mut arguments: Vec<OsString> = vec!["clone".into(), "--template".into()];
     arguments.push(clone.template.path.clone().into());
     arguments.extend(["--spec".into(), "-".into()]);
+    if clone.controlled {
+        arguments.extend(["--control".into(), sockets.control.clone().into()]);
+    }
     Ok((arguments, spec))
 }
 

@@ -1,4 +1,4 @@
-//! `rundlet template build`: a cold boot, perhaps a warm-up, and the capture.
+//! `rundlet template build`: a cold boot, perhaps a warm-up, the capture, and a clone of it as a trial.
 //!
 //! Everything happens in a work directory of the store, which goes with this process if it does not
 //! come to the end; the template appears complete, by rename.
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::store::SCRATCH;
 use super::{
-    Binding, Recipe, Record, Template, TemplateError, TemplateName, Templates, WarmUp, warm_up,
+    Binding, Recipe, Record, Template, TemplateError, TemplateName, Templates, WarmUp, trial,
+    warm_up,
 };
 use crate::claim;
 use crate::digest;
@@ -105,14 +106,19 @@ pub(crate) fn with_fitting<T>(
     let template = templates.find(name).map_err(Cause::Template)?;
     attempt(template).map_err(|error| RunError {
         cause: match error.cause {
-            cause @ Cause::TemplateUnfit(_) => Cause::Unfit {
-                name: name.clone(),
-                source: Box::new(cause),
-            },
+            cause @ Cause::TemplateUnfit(_) => still_unfit(name, cause),
             cause => cause,
         },
         evidence: error.evidence,
     })
+}
+
+/// To build it once more would not help.
+pub(super) fn still_unfit(name: &TemplateName, cause: Cause) -> Cause {
+    Cause::Unfit {
+        name: name.clone(),
+        source: Box::new(cause),
+    }
 }
 
 /// Builds it again unless somebody else has done so meanwhile. It gets the image it had, whatever that is
@@ -182,6 +188,10 @@ fn make(
         progress: spinner(),
     };
     builder.run()?;
+    let template = templates
+        .staged(&staged, &record)
+        .map_err(Cause::Template)?;
+    trial::run(place, wire, template)?;
     templates
         .publish(&staged, &record)
         .map_err(Cause::Template)?;

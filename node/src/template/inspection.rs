@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::Record;
-use super::store::FILES;
+use super::store::{FILES, TOUCHED};
 use crate::error::PathError;
 use crate::locks;
 
@@ -37,12 +37,12 @@ pub struct FileSize {
 impl Inspection {
     /// Looks at the template in `path`.
     pub(super) fn of(path: PathBuf, record: Record) -> Result<Self, PathError> {
-        let mut files = Vec::with_capacity(FILES.len());
-        for name in FILES {
+        let mut files = Vec::with_capacity(FILES.len() + 1);
+        for name in FILES.into_iter().chain([TOUCHED]) {
             let file = path.join(name);
             let metadata = match fs::metadata(&file) {
                 Ok(metadata) => metadata,
-                // Damaged, which is for the VMM to say.
+                // Without a hint, or damaged, which is for the VMM to say.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(PathError::at("look at", &file)(error)),
             };

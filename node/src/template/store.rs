@@ -29,8 +29,11 @@ use crate::scratch;
 /// The scratch disk in a template's directory.
 pub(super) const SCRATCH: &str = "scratch.img";
 
-/// Files of a template, all of them.
+/// Files that every template has.
 pub(super) const FILES: [&str; 5] = ["state", "memory", "window", SCRATCH, super::record::FILE];
+
+/// A file that a template may have.
+pub(super) const TOUCHED: &str = "touched";
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +134,18 @@ impl Templates {
     pub fn find(&self, name: &TemplateName) -> Result<Template, TemplateError> {
         let _shared = self.store.lock(FlockOperation::LockShared)?;
         let (path, record) = self.read(name)?;
+        self.open(path, record)
+    }
+
+    /// A template that has no name yet, in the work directory of its builder.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub(super) fn staged(&self, path: &Path, record: &Record) -> Result<Template, TemplateError> {
+        self.open(path.to_path_buf(), record.clone())
+    }
+
+    fn open(&self, path: PathBuf, record: Record) -> Result<Template, TemplateError> {
         let lock = File::open(&path).map_err(PathError::at("open", &path))?;
         flock(&lock, FlockOperation::LockShared).map_err(PathError::at("lock", &path))?;
         let image = self

@@ -68,6 +68,10 @@ fn a_template_is_built_listed_run_and_removed() {
         assert!(digest.starts_with("sha256-"), "{digest}");
     }
     assert_eq!(inspected["files"][1]["name"], "memory");
+    assert_eq!(
+        inspected["files"][5]["name"], "touched",
+        "a clone was tried"
+    );
 
     let output = fixture.rundlet(&["image", "rm", "img"]);
     assert!(
