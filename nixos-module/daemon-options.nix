@@ -63,7 +63,7 @@ in
         type = types.ints.between 0 60000;
         default = 0;
         example = 500;
-        description = "How long a start waits for a slot when all are taken, in milliseconds; 0 refuses it at once.";
+        description = "How long a start waits when the node is full, in milliseconds: for a sandbox to end, and then for its slot to be empty; 0 refuses it at once.";
       };
     };
 

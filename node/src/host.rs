@@ -18,6 +18,7 @@
 //! what lives, the next one finds everything, and of what was half made, nothing stays.
 
 mod admission;
+mod budget;
 mod bury;
 mod commands;
 pub mod config;

@@ -1,13 +1,14 @@
 //! Who may start, and when: starts wait in a queue with an end, in the order they came, no longer than the
-//! deadline; living sandboxes and their memory have a limit. What is over a limit is refused with a reason.
+//! deadline. Then there has to be room ([`Budget`]). What is over a limit is refused with a reason.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::budget::Budget;
 use super::{HostError, LimitsConfig};
 
 /// The queue of starts, and what the living have taken.
@@ -40,7 +41,8 @@ pub struct Starts {
 }
 
 impl Admission {
-    pub(super) fn new(limits: &LimitsConfig) -> Self {
+    /// `patience` is for who finds the node full.
+    pub(super) fn new(limits: &LimitsConfig, patience: Duration) -> Self {
         let at_once = usize::try_from(limits.starts_at_once).unwrap_or(usize::MAX);
         let at_once = at_once.clamp(1, Semaphore::MAX_PERMITS);
         Self {
@@ -51,11 +53,7 @@ impl Admission {
             waiting: AtomicUsize::new(0),
             admitted: AtomicU64::new(0),
             refused: Mutex::default(),
-            budget: Arc::new(Budget {
-                sandboxes: limits.sandboxes,
-                memory_mib: limits.memory_mib,
-                taken: Mutex::default(),
-            }),
+            budget: Arc::new(Budget::new(limits, patience)),
         }
     }
 
@@ -112,6 +110,7 @@ impl Admission {
     /// Nobody is admitted any more; those who wait are told.
     pub(super) fn close(&self) {
         self.starts.close();
+        self.budget.close();
     }
 }
 
@@ -139,93 +138,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What the living may have, and have.
-#[derive(Debug)]
-pub(super) struct Budget {
-    sandboxes: u32,
-    memory_mib: Option<u64>,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Taken {
-    sandboxes: u64,
-    memory_mib: u64,
-}
-
-/// A sandbox's part, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Part {
-    budget: Arc<Budget>,
-    memory_mib: u32,
-}
-
-impl Budget {
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A part for one more sandbox.
-    pub(super) fn take(self: &Arc<Self>, memory_mib: u32) -> Result<Part, HostError> {
-        let mut taken = self.lock();
-        if taken.sandboxes >= self.sandboxes.into() {
-            return Err(HostError::Full {
-                what: "sandboxes",
-                limit: self.sandboxes.into(),
-                message: format!(
-                    "{} sandboxes live already, which is the limit (limits.sandboxes)",
-                    self.sandboxes
-                ),
-            });
-        }
-        let memory = taken.memory_mib.saturating_add(memory_mib.into());
-        if let Some(most) = self.memory_mib
-            && memory > most
-        {
-            return Err(HostError::Full {
-                what: "memory",
-                limit: most,
-                message: format!(
-                    "{memory_mib} MiB more than the {} MiB that sandboxes have would be over the limit of {most} MiB (limits.memory_mib)",
-                    taken.memory_mib
-                ),
-            });
-        }
-        taken.sandboxes += 1;
-        taken.memory_mib = memory;
-        drop(taken);
-        Ok(self.part(memory_mib))
-    }
-
-    /// The part of a sandbox that lives already, whatever the limit is now.
-    pub(super) fn keep(self: &Arc<Self>, memory_mib: u32) -> Part {
-        let mut taken = self.lock();
-        taken.sandboxes += 1;
-        taken.memory_mib = taken.memory_mib.saturating_add(memory_mib.into());
-        drop(taken);
-        self.part(memory_mib)
-    }
-
-    fn part(self: &Arc<Self>, memory_mib: u32) -> Part {
-        Part {
-            budget: Arc::clone(self),
-            memory_mib,
-        }
-    }
-
-    pub(super) fn memory_mib(&self) -> u64 {
-        self.lock().memory_mib
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        let mut taken = self.budget.lock();
-        taken.sandboxes = taken.sandboxes.saturating_sub(1);
-        taken.memory_mib = taken.memory_mib.saturating_sub(self.memory_mib.into());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,7 +145,7 @@ mod tests {
     fn limits() -> LimitsConfig {
         LimitsConfig {
             sandboxes: 2,
-            memory_mib: Some(300),
+            memory_mib: None,
             starts_at_once: 2,
             start_queue: 3,
             start_deadline_s: 60,
@@ -244,7 +156,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_burst_is_served_in_order_and_the_rest_is_refused_at_once() {
-        let admission = Arc::new(Admission::new(&limits()));
+        let admission = Arc::new(Admission::new(&limits(), Duration::ZERO));
         let first = admission.admit().await.unwrap();
         let second = admission.admit().await.unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
@@ -285,10 +197,13 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_longer_than_the_deadline() {
-        let admission = Admission::new(&LimitsConfig {
-            start_deadline_s: 0,
-            ..limits()
-        });
+        let admission = Admission::new(
+            &LimitsConfig {
+                start_deadline_s: 0,
+                ..limits()
+            },
+            Duration::ZERO,
+        );
         let held = (
             admission.admit().await.unwrap(),
             admission.admit().await.unwrap(),
@@ -302,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_when_the_daemon_ends_is_told() {
-        let admission = Arc::new(Admission::new(&limits()));
+        let admission = Arc::new(Admission::new(&limits(), Duration::ZERO));
         let held = (
             admission.admit().await.unwrap(),
             admission.admit().await.unwrap(),
@@ -316,39 +231,5 @@ mod tests {
         assert!(matches!(waits.await.unwrap(), Err(HostError::Closing)));
         assert!(matches!(admission.admit().await, Err(HostError::Closing)));
         drop(held);
-    }
-
-    #[test]
-    fn the_living_have_a_limit_of_number_and_memory() {
-        let budget = Arc::clone(Admission::new(&limits()).budget());
-        let first = budget.take(200).unwrap();
-        let memory = budget.take(101).unwrap_err();
-        assert!(matches!(
-            memory,
-            HostError::Full {
-                what: "memory",
-                limit: 300,
-                ..
-            }
-        ));
-        let second = budget.take(100).unwrap();
-        let number = budget.take(0).unwrap_err();
-        assert!(matches!(
-            number,
-            HostError::Full {
-                what: "sandboxes",
-                limit: 2,
-                ..
-            }
-        ));
-        drop(first);
-        assert_eq!(budget.memory_mib(), 100);
-        let third = budget.take(200).unwrap();
-        drop((second, third));
-        assert_eq!(budget.memory_mib(), 0);
-        // One that lives already is never refused.
-        let found = budget.keep(5000);
-        assert!(budget.take(1).is_err());
-        drop(found);
     }
 }

@@ -47,7 +47,7 @@ pub struct CgroupConfig {
     /// A directory of the cgroup2 hierarchy that is the pool's alone.
     pub root: PathBuf,
     pub slots: u32,
-    /// How long a start waits for a slot when all are taken, milliseconds.
+    /// How long a start waits when the node is full, milliseconds: for a sandbox to end, and then for its slot to be empty.
     pub wait_ms: u64,
 }
 

@@ -104,7 +104,7 @@ impl Inner {
             jail: config.jail,
             slot_count: config.cgroup.slots,
             slots,
-            admission: Admission::new(&config.limits),
+            admission: Admission::new(&config.limits, Duration::from_millis(config.cgroup.wait_ms)),
             registry: Registry::new(config.limits.ended_records),
             events,
             ends: Ends::new().map_err(OpenError::Watch)?,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::admission::Part;
+use super::budget::Part;
 use super::events::{Events, now_ms};
 use super::line::Seat;
 use super::model::{CreateSandbox, Detail, Limits, Phase, Summary, What};
