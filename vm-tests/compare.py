@@ -27,6 +27,8 @@ class Part:
     arguments: str
     peers: str = ""
     firecracker: str = ""
+    # Whether its figures are on the page of all parts.
+    on_page: bool = True
 
     def command(self, with_firecracker: bool) -> str:
         words = [self.arguments, self.peers, self.firecracker if with_firecracker else ""]
@@ -40,6 +42,7 @@ PARTS = [
     Part("two-hundred", "start --count 200 --concurrency 200 --template base", "", "--peer firecracker-restore"),
     Part("density", "density --count 200 --step 100 --at-once 4 --template base", "", "--peer firecracker-restore"),
     Part("deployed", "start --count 60 --concurrency 10 --deployed 200 --template base"),
+    Part("node", "node --template base --pairs 50 --count 500 --alive 50 --settle 10", on_page=False),
 ]
 
 
@@ -51,10 +54,13 @@ def run(boot: Callable, results: Path, with_firecracker: bool, wanted: list[str]
         print(_measure(part, boot, results, with_firecracker, say), flush=True)
 
 
-def report(rundlet: Path, results: Path) -> Path:
-    """One page of all parts that were measured."""
+def report(rundlet: Path, results: Path) -> Path | None:
+    """One page of all parts that were measured; None of parts that have no place there."""
     page = results / "report.html"
-    files = [results / f"{part.name}.json" for part in PARTS if (results / f"{part.name}.json").exists()]
+    files = [results / f"{part.name}.json" for part in PARTS if part.on_page]
+    files = [path for path in files if path.exists()]
+    if not files:
+        return None
     subprocess.run([rundlet, "bench", "report", *files, "--html", page], check=True, stdout=subprocess.DEVNULL)
     return page
 

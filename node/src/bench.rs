@@ -6,6 +6,7 @@
 //! start        batches over concurrency, on an empty host and on one with sandboxes
 //! density      idle sandboxes, more and more
 //! cgroup       a cgroup for each start, from the pool and without it
+//! node         a daemon beside a fleet: what it adds to a start, and how many it keeps up
 //! report       all figures as JSON; table and page make something to look at of it
 //! ```
 //!
@@ -24,6 +25,7 @@ mod golden;
 mod guest;
 mod host;
 mod lineup;
+mod node;
 mod numbers;
 mod ours;
 mod page;
@@ -52,6 +54,7 @@ use session::Session;
 pub use cgroup::{CgroupPlan, ROOT as CGROUP_ROOT, WayError, midwife, run as run_cgroup};
 pub use density::DensityPlan;
 pub use lineup::{Peer, PeerName, Sandboxes};
+pub use node::{NodePlan, ROOT as NODE_ROOT, run as run_node};
 pub use report::{Report, ReportError};
 pub use start::StartPlan;
 

@@ -104,6 +104,15 @@ pub(crate) fn bench(verb: cli::BenchVerb, command: Vec<String>) -> u8 {
                 }
             };
         }
+        cli::BenchVerb::Node(node) => {
+            return match node.plan(command) {
+                Ok(plan) => told(bench::run_node(&plan)),
+                Err(error) => {
+                    eprintln!("rundlet: {error}");
+                    USAGE
+                }
+            };
+        }
         cli::BenchVerb::Report(merge) => {
             return told(bench::merge(&merge.files, &merge.output()));
         }

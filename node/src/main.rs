@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         commands::log("error");
     }
     if args.first().is_some_and(|arg| arg == janitor::COMMAND) {
-        return run_janitor(args.get(1).map(Path::new));
+        return run_janitor(args.get(1).map(Path::new), args.get(2).map(Path::new));
     }
     if args.first().is_some_and(|arg| arg == midwife::COMMAND) {
         return match midwife::serve() {
@@ -91,13 +91,13 @@ fn parse(args: &[String]) -> Result<Cli, u8> {
     })
 }
 
-fn run_janitor(directory: Option<&Path>) -> ExitCode {
+fn run_janitor(directory: Option<&Path>, cgroup: Option<&Path>) -> ExitCode {
     let Some(directory) = directory else {
         return ExitCode::from(USAGE);
     };
     let line = std::io::stdin();
     match line.as_fd().try_clone_to_owned() {
-        Ok(line) if janitor::run(&line, directory).is_ok() => ExitCode::SUCCESS,
+        Ok(line) if janitor::run(&line, directory, cgroup).is_ok() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }

@@ -8,12 +8,14 @@
 //! slot      a slot in somebody's hands; dropped, it goes back
 //! release   the thread that empties slots and brings them back
 //! keeper    `rundlet pool`: makes the slots and holds them for systemd
+//! dismantle the end of a part of the hierarchy
 //! ```
 //!
 //! What must hold: a slot in the pool's hands is empty; every wait has an end; nothing on the way of a start makes
 //! or removes a cgroup. The kernel's words are those of cgroup-v2.rst.
 
 mod cgroup;
+mod dismantle;
 #[cfg(test)]
 mod fake;
 mod group;
@@ -31,6 +33,7 @@ use std::path::PathBuf;
 use crate::error::PathError;
 
 pub use cgroup::CgroupPool;
+pub(crate) use dismantle::{clear, dismantle};
 pub(crate) use group::Group;
 pub use keeper::keep;
 pub(crate) use limits::write as write_limits;

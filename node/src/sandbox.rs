@@ -146,7 +146,7 @@ impl Sandbox {
             Console::File(path) => path.clone(),
             Console::Internal => run.path().join("console.log"),
         };
-        let janitor = Janitor::start(run.path())?;
+        let janitor = Janitor::start(run.path(), None)?;
         let backend = Backend::start(&disks(spec, &sockets), Life::Tied, events)?;
         janitor.watch(backend.child().pidfd())?;
         let backend_listening = Instant::now();

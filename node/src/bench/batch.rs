@@ -79,21 +79,21 @@ fn span(ready: &[Box<dyn Sandbox>]) -> Option<Duration> {
 }
 
 /// Processor time of a process and of the children that it has waited for.
-fn total(process: Process) -> Duration {
+pub(super) fn total(process: Process) -> Duration {
     process::cpu(process.pid).map_or(Duration::ZERO, |cpu| cpu.own + cpu.children)
 }
 
 /// Processes that were there before the batch, with what they had used: the system's common ones, and this
 /// one, whose children that end meanwhile count as its own.
-struct Shared(HashMap<u32, Duration>);
+pub(super) struct Shared(HashMap<u32, Duration>);
 
 impl Shared {
-    fn of(system: &dyn System) -> Self {
+    pub(super) fn of(system: &dyn System) -> Self {
         Self(all(system).map(|it| (it.pid, total(it))).collect())
     }
 
     /// What they have used since. One that is new has used it all in this batch.
-    fn used(&self, system: &dyn System) -> Duration {
+    pub(super) fn used(&self, system: &dyn System) -> Duration {
         let since = |it: Process| {
             let before = self.0.get(&it.pid).copied().unwrap_or_default();
             total(it).saturating_sub(before)

@@ -10,7 +10,7 @@ mod way;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -22,6 +22,7 @@ use super::session::Session;
 use super::{BenchError, Output, host};
 use crate::error::{PathError, chain};
 use crate::host::model::Limits;
+use crate::pool::dismantle;
 use report::{CgroupReport, Measured};
 use way::{WayName, Ways};
 
@@ -32,9 +33,6 @@ pub const ROOT: &str = "/sys/fs/cgroup/rundlet-bench";
 
 /// Enough for what a start calls; mappings of the starter are copied by each fork.
 const STACK: usize = 64 * 1024;
-
-/// How often removing what the kernel still holds is tried again, ten milliseconds apart.
-const TRIES: u32 = 500;
 
 /// What to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,31 +198,6 @@ fn cpu_time() -> Duration {
     )
 }
 
-/// Removes a cgroup with all that are below; what was in them has been killed.
-fn dismantle(group: &Path) -> Result<(), PathError> {
-    let list = || PathError::at::<io::Error>("list", group);
-    let entries = match fs::read_dir(group) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(list())?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(list())?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            dismantle(&entry.path())?;
-        }
-    }
-    let mut tries = 0;
-    loop {
-        match fs::remove_dir(group) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < TRIES => {
-                tries += 1;
-                thread::sleep(Duration::from_millis(10));
-            }
-            other => return other.map_err(PathError::at("remove the cgroup", group)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,15 +224,5 @@ mod tests {
         let error = run(&plan).unwrap_err().to_string();
         assert!(error.contains("is there already"), "{error}");
         assert!(directory.path().exists());
-    }
-
-    #[test]
-    fn a_tree_is_removed_from_its_leaves_on() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("a");
-        fs::create_dir_all(root.join("b/c")).unwrap();
-        dismantle(&root).unwrap();
-        assert!(!root.exists());
-        dismantle(&root).unwrap();
     }
 }

@@ -18,6 +18,7 @@ pub(super) struct Fake {
 #[derive(Debug, Default)]
 struct Counts {
     alive: usize,
+    most_alive: usize,
     starting: usize,
     most: usize,
 }
@@ -54,6 +55,10 @@ impl Fake {
         self.counts(|it| it.alive)
     }
 
+    pub(super) fn most_alive(&self) -> usize {
+        self.counts(|it| it.most_alive)
+    }
+
     pub(super) fn most_at_once(&self) -> usize {
         self.counts(|it| it.most)
     }
@@ -72,7 +77,10 @@ impl System for Fake {
         if self.failing == Some(number) {
             return Err(StartFailure(format!("number {number} does not start")));
         }
-        self.counts(|it| it.alive += 1);
+        self.counts(|it| {
+            it.alive += 1;
+            it.most_alive = it.most_alive.max(it.alive);
+        });
         let requested = self.epoch + Duration::from_millis(u64::try_from(number).unwrap_or(0));
         let at = |ms| requested + Duration::from_millis(ms);
         Ok(Box::new(FakeSandbox {

@@ -99,6 +99,15 @@ pub(super) fn sleeps(pid: u32) -> u64 {
         .sum()
 }
 
+/// Those that it has started and not waited for, where the kernel tells (CONFIG_PROC_CHILDREN).
+pub(super) fn children(pid: u32) -> Vec<u32> {
+    let numbers = |text: String| -> Vec<u32> {
+        let words = text.split_whitespace();
+        words.filter_map(|word| word.parse().ok()).collect()
+    };
+    task_files(pid, "children").flat_map(numbers).collect()
+}
+
 /// One file of each thread.
 fn task_files(pid: u32, name: &'static str) -> impl Iterator<Item = String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
@@ -184,9 +193,11 @@ Private_Dirty:       180 kB
         assert!(memory.rss_kib >= memory.pss_kib && memory.pss_kib >= memory.uss_kib);
         let busy = Shell::run("while :; do :; done");
         busy.until(|pid| cpu(pid).unwrap().own > Duration::from_millis(20));
+        assert!(children(std::process::id()).contains(&busy.0.id()));
         let sleepy = Shell::run("while :; do sleep 0.01; done");
         sleepy.until(|pid| sleeps(pid) >= 3);
         assert!(cpu(u32::MAX).is_none());
         assert_eq!(sleeps(u32::MAX), 0);
+        assert!(children(u32::MAX).is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! `rundlet bench`.
 
 mod cgroup;
+mod node;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,6 +15,7 @@ use rundlet_node::template::TemplateName;
 
 use super::{SCRATCH_MIB, UsageError};
 use cgroup::Cgroup;
+use node::Node;
 
 /// Memory of a measured sandbox where nothing is said, MiB: what other people's figures are of.
 const BENCH_MEMORY_MIB: u32 = 128;
@@ -24,7 +26,7 @@ const BENCH_MEMORY_MIB: u32 = 128;
     subcommand,
     name = "bench",
     note = "Peers are qemu, firecracker-cold, firecracker-restore, and firecracker for both of the latter.\nAll systems run the same kernel, init, root image and size. docs/bench.md says what the figures mean.",
-    example = "rundlet bench start --template py --peer qemu --peer firecracker=./firecracker --json start.json\nrundlet bench density --template py --count 200 --step 50 --json density.json\nrundlet bench report start.json density.json --html report.html"
+    example = "rundlet bench start --template py --peer qemu --peer firecracker=./firecracker --json start.json\nrundlet bench density --template py --count 200 --step 50 --json density.json\nrundlet bench node --template py\nrundlet bench report start.json density.json --html report.html"
 )]
 pub(crate) struct Bench {
     #[argh(subcommand)]
@@ -37,6 +39,7 @@ pub(crate) enum BenchVerb {
     Start(Box<Start>),
     Density(Box<Density>),
     Cgroup(Cgroup),
+    Node(Node),
     Report(Merge),
 }
 

@@ -82,7 +82,7 @@ impl Fleet {
         let run = Claim::create_random(runtime, "fleet")?;
         let sockets = ["root.sock", "scratch.sock"].map(|name| run.path().join(name));
         let [root_socket, scratch_socket] = sockets;
-        let janitor = Janitor::start(run.path())?;
+        let janitor = Janitor::start(run.path(), None)?;
         let disks = Disks {
             root_socket: &root_socket,
             image: &cloned.template.image.path,

@@ -1,5 +1,5 @@
 //! A small process that outlives its owner: when the owner is gone, it kills what is left of the
-//! sandbox and removes the run directory.
+//! sandbox, what is in a cgroup that was the owner's, and removes the run directory.
 //!
 //! It is the same binary with a hidden command. Its stdin is one end of a socket pair, over which the
 //! owner passes a pidfd of each child; the end of that stream is the owner's end, also by SIGKILL.
@@ -13,7 +13,7 @@ use std::process::{Child as StdChild, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{GRACE, child, process, rights};
-use crate::claim;
+use crate::{claim, pool};
 
 /// The hidden command.
 pub const COMMAND: &str = "janitor";
@@ -38,7 +38,8 @@ pub struct Janitor {
 }
 
 impl Janitor {
-    pub(super) fn start(run: &Path) -> Result<Self, JanitorError> {
+    /// `cgroup` goes as well, with all that is in it.
+    pub(super) fn start(run: &Path, cgroup: Option<&Path>) -> Result<Self, JanitorError> {
         let (ours, theirs) = UnixStream::pair().map_err(JanitorError::Start)?;
         // Not by name: the file may have been replaced since. Quiet, as an open stdout would keep
         // whoever reads ours waiting.
@@ -47,6 +48,7 @@ impl Janitor {
             .arg0("rundlet-janitor")
             .arg(COMMAND)
             .arg(run)
+            .args(cgroup)
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -88,8 +90,8 @@ impl Drop for Janitor {
 /// The janitor's own main: waits for the end of `line`, then cleans up.
 ///
 /// # Errors
-/// The run directory cannot be removed.
-pub fn run(line: &OwnedFd, directory: &Path) -> io::Result<()> {
+/// The run directory, or the cgroup, cannot be removed.
+pub fn run(line: &OwnedFd, directory: &Path, cgroup: Option<&Path>) -> io::Result<()> {
     process::raise_descriptor_limit();
     let mut children = Vec::new();
     let mut many = MANY;
@@ -111,7 +113,9 @@ pub fn run(line: &OwnedFd, directory: &Path) -> io::Result<()> {
             process::ends_within(child, GRACE)?;
         }
     }
-    claim::remove(directory)
+    let cleared = cgroup.map_or(Ok(()), pool::clear);
+    claim::remove(directory)?;
+    cleared.map_err(io::Error::other)
 }
 
 /// Those that live, of many.

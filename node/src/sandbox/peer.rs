@@ -1,4 +1,4 @@
-//! Programs that are not ours and know nothing of lifelines, for comparisons: other VMMs.
+//! Programs that know nothing of lifelines, for comparisons: other VMMs, and our own daemon.
 //!
 //! What must hold is what holds for ours: none outlives us. Each is ended through its pidfd, by us or, when
 //! we are gone, by the [`janitor`](super::janitor).
@@ -75,8 +75,17 @@ pub(crate) struct Nest {
 impl Nest {
     /// In a directory of its own, which goes with it.
     pub(crate) fn open(run: Claim) -> Result<Self, PeerError> {
+        Self::with(run, None)
+    }
+
+    /// The same with a cgroup that goes, and all that is in it, should we be killed.
+    pub(crate) fn over(run: Claim, cgroup: &Path) -> Result<Self, PeerError> {
+        Self::with(run, Some(cgroup))
+    }
+
+    fn with(run: Claim, cgroup: Option<&Path>) -> Result<Self, PeerError> {
         process::raise_descriptor_limit();
-        let janitor = Janitor::start(run.path())?;
+        let janitor = Janitor::start(run.path(), cgroup)?;
         Ok(Self { run, janitor })
     }
 
@@ -88,7 +97,21 @@ impl Nest {
     }
 
     /// Starts a program in `place`, which takes its output.
-    pub(crate) fn spawn(&self, place: &Place, mut command: Command) -> Result<Peer, PeerError> {
+    pub(crate) fn spawn(&self, place: &Place, command: Command) -> Result<Peer, PeerError> {
+        let peer = self.spawn_ours(place, command)?;
+        // Now, while it is still being loaded: between fork and exec there is no safe way.
+        if let Err(source) = process::limit_descriptors(peer.pid(), DESCRIPTORS) {
+            log::warn!("{} keeps our limit of open files: {source}", peer.program);
+        }
+        Ok(peer)
+    }
+
+    /// The same with our own limit of open files.
+    pub(crate) fn spawn_ours(
+        &self,
+        place: &Place,
+        mut command: Command,
+    ) -> Result<Peer, PeerError> {
         let path = place.path.join(LOG);
         let program = PathBuf::from(command.get_program());
         let error = |source| PeerError::Spawn {
@@ -107,13 +130,6 @@ impl Nest {
             .spawn()
             .map_err(error)?;
         drop(alone);
-        // Now, while it is still being loaded: between fork and exec there is no safe way.
-        if let Err(source) = process::limit_descriptors(process.id(), DESCRIPTORS) {
-            log::warn!(
-                "{} keeps our limit of open files: {source}",
-                program.display()
-            );
-        }
         let pidfd = match process::open(process.id()) {
             Ok(pidfd) => pidfd,
             Err(source) => {

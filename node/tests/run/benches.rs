@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::fixture::{Fixture, code, eventually, stderr, stdout};
+use super::fixture::{Fixture, RUNDLET, code, eventually, stderr, stdout};
 
 fn with_template() -> Fixture {
     let fixture = Fixture::new();
@@ -111,6 +113,77 @@ fn idle_clones_are_measured_step_by_step() {
     eventually("a clean end", || fixture.is_clean());
 }
 
+/// `examples/served`: the API without a host behind it.
+fn serve(fixture: &Fixture) -> (Child, String) {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "-p", "rundlet", "--example", "served"])
+        .status()
+        .unwrap();
+    assert!(status.success(), "building the daemon failed");
+    let program = Path::new(RUNDLET).with_file_name("examples").join("served");
+    let socket = fixture.text("api.sock");
+    let usual = fixture.command(&[]);
+    let environment = usual.get_envs().filter_map(|(name, it)| Some((name, it?)));
+    let daemon = Command::new(program)
+        .args(["--socket", &socket, "--directory", &fixture.text("node")])
+        .envs(environment)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("a daemon", || UnixStream::connect(&socket).is_ok());
+    (daemon, socket)
+}
+
+#[test]
+fn a_daemon_and_a_fleet_start_in_turns_and_in_a_row() {
+    let fixture = with_template();
+    let (mut daemon, socket) = serve(&fixture);
+    let output = fixture.rundlet(&[
+        "bench",
+        "node",
+        "--template",
+        "t",
+        "--pairs",
+        "2",
+        "--count",
+        "5",
+        "--alive",
+        "2",
+        "--at-once",
+        "2",
+        "--settle",
+        "0",
+        "--socket",
+        &socket,
+        "--json",
+        "-",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["daemon_found"], true);
+    let systems = report["systems"].as_array().unwrap();
+    let names: Vec<_> = systems.iter().map(|it| it["name"].as_str()).collect();
+    assert_eq!(names, [Some("rundlet"), Some("daemon")]);
+    for system in systems {
+        assert_eq!(system["start"][0]["ready"], 2, "{system}");
+        assert!(system["start"][0]["steps"].as_array().unwrap().len() > 3);
+    }
+    assert!(report["overhead"]["start_ms_p50"].is_number(), "{report}");
+    for row in report["sustained"].as_array().unwrap() {
+        assert_eq!(
+            (&row["ready"], &row["failed"]),
+            (&5.into(), &0.into()),
+            "{row}"
+        );
+        assert!(row["starts_per_s"].as_f64().unwrap() > 0.0);
+    }
+    let client = rundlet_node::client::Client::new(Path::new(&socket)).unwrap();
+    assert!(client.list("").unwrap().is_empty(), "it leaves sandboxes");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    eventually("a clean end", || fixture.is_clean());
+}
+
 #[test]
 fn a_peer_does_not_outlive_us_whatever_ends_us() {
     for signal in [Signal::TERM, Signal::KILL] {
@@ -185,6 +258,34 @@ fn what_cannot_be_measured_is_one_sentence() {
         (
             vec!["start", "--cold", "img", "--memory", "1"],
             "--memory is 1 MiB",
+        ),
+        (
+            vec!["node", "--template", "none"],
+            "there is no template none:latest",
+        ),
+        (
+            vec![
+                "node",
+                "--template",
+                "t",
+                "--settle",
+                "0",
+                "--socket",
+                "/nonexistent/api.sock",
+            ],
+            "daemon: no daemon answers at /nonexistent/api.sock",
+        ),
+        (
+            vec![
+                "node",
+                "--template",
+                "t",
+                "--settle",
+                "0",
+                "--root",
+                "/proc",
+            ],
+            "/proc is there already",
         ),
         (vec!["report", "/dev/null"], "/dev/null is no report"),
         (vec!["report"], "no files"),
