@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 GUEST := target/guest
 
-.PHONY: help setup build kernel initrd demo test lint unit scripts nix-check emulated claims bench compare fuzz install clean
+.PHONY: help setup build kernel initrd demo test lint unit client scripts nix-check emulated claims bench compare fuzz install clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,7 +27,7 @@ initrd: setup ## the guest's init in an initramfs
 demo: build ## run a real Python program in a sandbox, show what it cost
 	vm-tests/demo
 
-test: lint unit scripts build nix-check emulated claims ## all that CI runs
+test: lint unit client scripts build nix-check emulated claims ## all that CI runs
 
 lint: setup ## formatting and clippy
 	cargo fmt --all --check
@@ -35,6 +35,9 @@ lint: setup ## formatting and clippy
 
 unit: setup ## tests that need no virtual machine (those that need KVM say so when they skip)
 	cargo test --workspace --locked
+
+client: setup ## the API's test with a client that a generator made of its document (says so when pip has no index)
+	node/tests/client/run.py
 
 scripts: setup ## tests of the driver and syntax of the shell scripts
 	git ls-files '*.sh' setup.sh .ci/run vm-tests/demo | xargs -n1 bash -n

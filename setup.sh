@@ -9,6 +9,7 @@ packages=(
   erofs-utils e2fsprogs                                                      # images, scratch templates
   mmdebstrap                                                                 # root filesystems
   patchelf procps python3                                                    # worker VM, its driver, tests
+  python3-venv                                                               # the API's test with a generated client
   nix-bin pyflakes3                                                          # checks of the Nix side
   ca-certificates
 )

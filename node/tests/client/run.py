@@ -6,7 +6,7 @@ The daemon is the double of `examples/served`: no KVM, commands run on this mach
 of it); where they cannot be reached the test is skipped, by name. The generator leaves out what it has no types for,
 which is the stream of events and the text of figures; if it leaves out anything else, the test fails.
 
-    node/tests/client/run.py            # builds what it needs
+    make client                         # or node/tests/client/run.py: builds what it needs
 """
 
 import json
@@ -80,7 +80,7 @@ def generator():
             venv.create(place, with_pip=True)
         except (OSError, subprocess.CalledProcessError) as error:
             skip(f"no environment for Python: {error}")
-        pip = [place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--timeout", "20", "--retries", "2"]
         installed = subprocess.run([*pip, GENERATOR], capture_output=True, text=True)
         if installed.returncode != 0:
             last = installed.stderr.strip().splitlines()[-1:]
