@@ -14,6 +14,7 @@ let
     bin = "${tools}/bin";
     "share/rundlet" = rundlet.guest;
     "test/debian.tar" = guest-image-python.tar;
+    "test/README.md" = ../README.md;
   };
 
   keeper = pkgs.runCommandCC "kvm-keeper" { } ''

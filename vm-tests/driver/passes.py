@@ -1,7 +1,8 @@
 """Passes that need not be seen again: of a claim that has passed with exactly these programs, on exactly this worker.
 
 What a claim depends on is hashed by content: the programs, the guest's kernel and init, the root filesystems, the
-worker and its QEMU, this driver, the tools and the claim itself. One byte differs, and it runs again. Failures are not kept.
+worker and its QEMU, this driver, the tools and the claim itself; of documents those that the claim names. One byte differs,
+and it runs again. Failures are not kept.
 """
 
 import hashlib
@@ -19,9 +20,11 @@ KEEP_SECONDS = 30 * 24 * 3600
 class Passes:
     """One empty file for each pass, named by the hash of everything that led to it."""
 
-    def __init__(self, folder: Path, common: str, trust: bool = True):
-        """`common` is the hash of what all claims depend on. Without `trust` passes are noted and not believed."""
+    def __init__(self, folder: Path, common: str, trust: bool = True, named: Iterable[tuple[str, Path]] = ()):
+        """`common` is the hash of what all claims depend on, `named` what only those do that have its name in their text.
+        Without `trust` passes are noted and not believed."""
         self._folder = folder
+        self._named = list(named)
         self._common = common
         self._trust = trust
 
@@ -42,7 +45,11 @@ class Passes:
                 path.unlink(missing_ok=True)
 
     def _path(self, claim: Claim) -> Path:
-        state = hashlib.sha256(f"{self._common}\0{claim.name}\0".encode() + claim.path.read_bytes())
+        text = claim.path.read_bytes()
+        state = hashlib.sha256(f"{self._common}\0{claim.name}\0".encode() + text)
+        named = [(name, path) for name, path in self._named if name.encode() in text]
+        if named:
+            state.update(hash_of(named, []).encode())
         return self._folder / f"{claim.name}-{state.hexdigest()[:24]}.passed"
 
 

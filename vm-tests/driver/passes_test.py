@@ -34,6 +34,22 @@ class PassesTest(unittest.TestCase):
         self.claim_path.write_text("assert True\n")
         self.assertFalse(self.passes().has(self.claim()))
 
+    def test_a_document_matters_to_those_that_name_it_and_to_no_others(self):
+        document = self.path / "README.md"
+        document.write_text("one\n")
+
+        def known():
+            return passes.Passes(self.path / "passes", "common", named=[("test/README.md", document)])
+
+        known().add(self.claim())
+        document.write_text("two\n")
+        self.assertTrue(known().has(self.claim()))
+        self.claim_path.write_text("open('/opt/rundlet/test/README.md')\n")
+        known().add(self.claim())
+        self.assertTrue(known().has(self.claim()))
+        document.write_text("three\n")
+        self.assertFalse(known().has(self.claim()))
+
     def test_old_passes_go_and_used_ones_stay(self):
         self.passes().add(self.claim())
         (file,) = (self.path / "passes").glob("*.passed")

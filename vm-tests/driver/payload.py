@@ -4,7 +4,8 @@ Seen in the worker as /opt/rundlet, laid out like an installation:
   bin/            rundlet, rundlet-vmm, vhost-blk-ro, and the claims' own tools (vm-tests/tools)
   share/rundlet/  vmlinux, initrd.cpio
   store/          images imported on the host, which a unit of the worker copies to /var/lib/rundlet
-  test/           root filesystems as tar files, for claims that import; golden/, what the NixOS module renders
+  test/           root filesystems as tar files, for claims that import; golden/, what the NixOS module renders;
+                  documents with lines that a claim runs
 """
 
 import contextlib
@@ -20,6 +21,8 @@ from pathlib import Path
 
 PROGRAMS = ("target/release/rundlet", "target/release/rundlet-vmm", "target/release/vhost-blk-ro")
 GUEST_FILES = ("target/guest/vmlinux", "target/guest/initrd.cpio")
+# No claim depends on them but those that name them.
+DOCUMENTS = ("README.md",)
 # Payloads of other states of the tree go away after this long; a worker that runs from one keeps its file open.
 KEEP_SECONDS = 3600
 
@@ -39,7 +42,7 @@ def build(tree: Path, store: Path | None, tars: list[Path], say=print, peers: di
 
     `peers` are programs of others, by the name that they get in bin/.
     """
-    parts = contents(tree, say) + [(f"test/{path.name}", path) for path in tars]
+    parts = contents(tree, say) + documents(tree) + [(f"test/{path.name}", path) for path in tars]
     parts += [(f"bin/{name}", path) for name, path in (peers or {}).items()]
     if store is not None:
         parts += [(f"store/{path.relative_to(store)}", path) for path in sorted(store.rglob("*"))]
@@ -95,6 +98,10 @@ def contents(tree: Path, say) -> list[tuple[str, Path]]:
     golden = tree / "vm-tests/golden"
     contents += [(f"test/golden/{path.relative_to(golden)}", path) for path in sorted(golden.rglob("*")) if path.is_file()]
     return contents
+
+
+def documents(tree: Path) -> list[tuple[str, Path]]:
+    return [(f"test/{name}", tree / name) for name in DOCUMENTS]
 
 
 def _fingerprint(contents: list[tuple[str, Path]]) -> str:
