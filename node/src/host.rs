@@ -65,7 +65,7 @@ use inner::{Inner, make_directory};
 use model::{CreateSandbox, Detail, Phase, Summary};
 use resident::Resident;
 use slots::Slots;
-pub use stats::{BackendStats, Stats};
+pub use stats::{BackendFigures, BackendStats, Stats};
 
 /// Is told when a step of a start is done: `slot`, `fork`, `running` or `ready`; of an `image` or a `template`; how long
 /// after its turn had come.

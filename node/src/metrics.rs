@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::host::BackendFigures;
 use crate::host::model::Phase;
 
 /// Names and values.
@@ -73,13 +74,10 @@ pub struct Class {
 /// One block backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backend {
-    /// The image or template it serves.
-    pub line: String,
-    pub reads: u64,
-    pub read_bytes: u64,
-    /// Reads that the page cache answered, where that is known.
-    pub cache_hits: Option<u64>,
-    pub errors: u64,
+    /// What it serves: `image` or `template`, and its name.
+    pub kind: &'static str,
+    pub name: String,
+    pub figures: BackendFigures,
 }
 
 /// What happens. Clones count together.

@@ -323,6 +323,7 @@ fn disks<'a>(spec: &'a SandboxSpec, sockets: &'a Sockets) -> Disks<'a> {
         scratch,
         resumes,
         keep,
+        figures_socket: None,
     }
 }
 

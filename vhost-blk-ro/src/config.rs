@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rundlet_jail::rights::Identity;
@@ -36,6 +36,8 @@ pub struct Config {
     pub listeners: Vec<ListenerConfig>,
     pub queues: u16,
     pub poll: Duration,
+    /// Where it tells its figures.
+    pub figures: Option<PathBuf>,
     /// Who the daemon becomes once everything is open, if it is to be shut in.
     pub jail: Option<Identity>,
 }
@@ -115,10 +117,17 @@ impl Config {
             }
             listeners.push(listener);
         }
+        if let Some(figures) = &wire.figures {
+            check_socket("figures", figures)?;
+            if !seen.insert(figures.clone()) {
+                return Err(field("figures", "is already in use as a disk's socket"));
+            }
+        }
         Ok(Self {
             listeners,
             queues: wire.queues,
             poll,
+            figures: wire.figures,
             jail,
         })
     }
@@ -131,6 +140,15 @@ fn field(field: impl Into<String>, problem: impl Into<String>) -> Error {
     }
 }
 
+fn check_socket(name: impl Into<String>, path: &Path) -> Result<(), Error> {
+    let length = path.as_os_str().len();
+    if (1..=SOCKET_PATH_MAX).contains(&length) {
+        return Ok(());
+    }
+    let problem = format!("is a path of 1 to {SOCKET_PATH_MAX} bytes, this one has {length}");
+    Err(field(name, problem))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire {
@@ -139,6 +157,7 @@ struct Wire {
     queues: u16,
     #[serde(default = "default_poll_us")]
     poll_us: u64,
+    figures: Option<PathBuf>,
     jail: Option<JailWire>,
 }
 
@@ -213,12 +232,7 @@ enum FlushWire {
 
 impl ListenerWire {
     fn check(self, at: &str) -> Result<ListenerConfig, Error> {
-        let length = self.socket.as_os_str().len();
-        if length == 0 || length > SOCKET_PATH_MAX {
-            let problem =
-                format!("is a path of 1 to {SOCKET_PATH_MAX} bytes, this one has {length}");
-            return Err(field(format!("{at}.socket"), problem));
-        }
+        check_socket(format!("{at}.socket"), &self.socket)?;
         let (disk, usual_serial) = match (self.disk.image, self.disk.scratch) {
             (Some(image), None) => (DiskConfig::Image { path: image.path }, "root"),
             (None, Some(scratch)) => (scratch.check(at)?, "scratch"),

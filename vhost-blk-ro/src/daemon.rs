@@ -1,5 +1,5 @@
 //! The whole daemon: open every disk, bind every socket, close the door, say so, accept until told to
-//! stop, clean up. One thread accepts for all sockets; a crew of others serves all sessions.
+//! stop, clean up. One thread accepts for all sockets and tells figures; a crew of others serves all sessions.
 
 use std::io;
 use std::num::NonZero;
@@ -19,6 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::Config;
 use crate::event::{self, Event};
+use crate::figures::{Desk, Figures};
 use crate::jail;
 use crate::listener::{Images, Listener, Walls};
 use crate::session::{Crew, Options};
@@ -32,6 +33,7 @@ const BREATHER: Timespec = Timespec {
 };
 
 const STOP: u64 = u64::MAX;
+const FIGURES: u64 = u64::MAX - 1;
 
 /// Serves `config` until SIGTERM, SIGINT, or the end of the lifeline.
 pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
@@ -39,6 +41,7 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
     let lifeline = lifeline.map(open_lifeline).transpose()?;
     raise_descriptor_limit();
     let listeners = bind_all(config)?;
+    let desk = config.figures.as_deref().map(Desk::bind).transpose()?;
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     jail::close(config, &listeners).context("cannot close the daemon off")?;
     event::say(&Event::Listening).context("cannot write to standard output")?;
@@ -52,6 +55,9 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
     if let Some(lifeline) = &lifeline {
         watch(lifeline, STOP)?;
     }
+    if let Some(desk) = &desk {
+        watch(desk, FIGURES)?;
+    }
     for (listener, token) in listeners.iter().zip(0..) {
         watch(listener, token)?;
     }
@@ -60,10 +66,10 @@ pub fn run(config: &Config, lifeline: Option<RawFd>) -> anyhow::Result<()> {
         crew,
         count: Arc::default(),
     };
-    accept_until_stopped(&epoll, &listeners, &sessions)?;
+    accept_until_stopped(&epoll, &listeners, desk.as_ref(), &sessions)?;
     log::info!("stopping");
     // No new connections, no socket files; then the sessions.
-    drop(listeners);
+    drop((listeners, desk));
     sessions.end();
     Ok(())
 }
@@ -91,6 +97,7 @@ fn bind_all(config: &Config) -> anyhow::Result<Vec<Listener>> {
 fn accept_until_stopped(
     epoll: &OwnedFd,
     listeners: &[Listener],
+    desk: Option<&Desk>,
     sessions: &Sessions,
 ) -> anyhow::Result<()> {
     let mut events = Vec::with_capacity(64);
@@ -105,6 +112,15 @@ fn accept_until_stopped(
             let token = event.data.u64();
             if token == STOP {
                 return Ok(());
+            }
+            if token == FIGURES {
+                if let Some(desk) = desk
+                    && let Err(error) = desk.answer(&sessions.figures())
+                {
+                    log::error!("nobody can be told figures: {error}");
+                    rest();
+                }
+                continue;
             }
             let listener = usize::try_from(token)
                 .ok()
@@ -150,6 +166,13 @@ impl Sessions {
     fn enter(&self) -> Alive {
         *self.count.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         Alive(Arc::clone(&self.count))
+    }
+
+    fn figures(&self) -> Figures {
+        Figures {
+            sessions: *self.count.0.lock().unwrap_or_else(PoisonError::into_inner),
+            totals: self.crew.totals().now(),
+        }
     }
 
     /// Ends every session, and waits for that as long as is decent.

@@ -1,15 +1,10 @@
 //! A listening socket and the disk that each of its connections gets.
-//!
-//! Must hold: the socket file is removed when the listener is dropped, but only if it is still the
-//! one that was made here.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -21,6 +16,7 @@ use crate::image::{self, Image, Source};
 use crate::scratch::keep::{self, Keep};
 use crate::scratch::{self, Layer, Place, Template};
 use crate::session::{self, Crew, Options, Outcome, Rings};
+use crate::socket::{self, Socket};
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -30,12 +26,8 @@ pub enum Error {
     Scratch(#[from] scratch::Error),
     #[error("cannot keep the scratch disk")]
     Keep(#[from] keep::Error),
-    #[error("{0} is in use by another process")]
-    InUse(PathBuf),
-    #[error("{0} exists and is not a socket")]
-    NotASocket(PathBuf),
-    #[error("cannot listen on {path}")]
-    Bind { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
 }
 
 /// Images already open, by what they are: the same file behind two sockets is opened once.
@@ -105,10 +97,7 @@ impl Served {
 /// A bound socket.
 #[derive(Debug)]
 pub struct Listener {
-    socket: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket file.
-    identity: (u64, u64),
+    socket: Socket,
     shared: Arc<Shared>,
 }
 
@@ -128,27 +117,14 @@ impl Listener {
         walls: Walls,
     ) -> Result<Self, Error> {
         let served = Served::open(&config.disk, images, walls)?;
-        let path = config.socket.clone();
-        remove_stale(&path)?;
-        let named = |source| Error::Bind {
-            path: path.clone(),
-            source,
-        };
-        let socket = UnixListener::bind(&path).map_err(named)?;
-        socket.set_nonblocking(true).map_err(named)?;
-        let meta = fs::symlink_metadata(&path).map_err(named)?;
-        let name = path.display().to_string();
+        let socket = Socket::bind(&config.socket)?;
+        let name = socket.path().display().to_string();
         let shared = Arc::new(Shared {
             served,
             options: Arc::new(options),
             name,
         });
-        Ok(Self {
-            socket,
-            path,
-            identity: (meta.dev(), meta.ino()),
-            shared,
-        })
+        Ok(Self { socket, shared })
     }
 
     /// Whether sessions can have what they need, as who this process is now.
@@ -160,20 +136,12 @@ impl Listener {
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        self.socket.path()
     }
 
     /// The next waiting connection, if there is one.
     pub fn accept(&self) -> io::Result<Option<UnixStream>> {
-        match self.socket.accept() {
-            Ok((connection, _)) => Ok(Some(connection)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::Interrupted
-                | io::ErrorKind::ConnectionAborted => Ok(None),
-                _ => Err(error),
-            },
-        }
+        self.socket.accept()
     }
 
     /// Has `crew` serve `connection`; `alive` is dropped when that ends.
@@ -213,10 +181,10 @@ impl Shared {
             "session {number} on {}: ended: {:#}; {} requests, {} failed, {} bytes read, {} written",
             self.name,
             anyhow::Error::new(end),
-            stats.requests,
-            stats.failed,
-            stats.bytes_read,
-            stats.bytes_written,
+            stats.counts.requests,
+            stats.counts.failed,
+            stats.counts.bytes_read,
+            stats.counts.bytes_written,
         );
         if let (Some(keep), Disk::Layer(layer)) = (self.served.keep(), disk) {
             publish(keep, layer, tidy, rings);
@@ -255,38 +223,5 @@ fn publish(keep: &Keep, layer: &Layer, tidy: bool, rings: Rings) {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            log::warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// Removes a socket file that a killed daemon left; one that still answers is left alone.
-fn remove_stale(path: &Path) -> Result<(), Error> {
-    let named = |source| Error::Bind {
-        path: path.to_path_buf(),
-        source,
-    };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(named(error)),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(Error::NotASocket(path.to_path_buf()));
-        }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(named)
-        }
-        Ok(_) => Err(Error::InUse(path.to_path_buf())),
-        Err(error) => Err(named(error)),
     }
 }

@@ -186,11 +186,14 @@ impl Drain {
                 return Err(Error::Chain(broken));
             }
         };
-        let ahead = &mut self.ahead;
-        let mut on_miss = || look_ahead(queue, memory, work.disk, ahead);
+        let (ahead, mut missed) = (&mut self.ahead, false);
+        let mut on_miss = || {
+            missed = true;
+            look_ahead(queue, memory, work.disk, ahead);
+        };
         let outcome = match &parsed.request {
             Ok(request) => {
-                self.stats.count(request);
+                self.stats.counts.count(request);
                 execute(request, work.disk, memory, &work.context, &mut on_miss)
             }
             Err(refusal) => Err(Failure::Refused(*refusal)),
@@ -207,7 +210,13 @@ impl Drain {
             return Err(Error::Status(error));
         }
         let moved = match parsed.request {
-            Ok(Request::Read { bytes, .. } | Request::Write { bytes, .. }) => bytes,
+            Ok(Request::Read { bytes, .. }) => {
+                if matches!(status, Status::Ok) && work.disk.tells_misses() {
+                    self.stats.counts.cached(missed);
+                }
+                bytes
+            }
+            Ok(Request::Write { bytes, .. }) => bytes,
             _ => 0,
         };
         // The status byte counts as written.

@@ -14,7 +14,7 @@ mod tests {
 
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::daemon::{Daemon, pattern};
+    use super::daemon::{Daemon, pattern, wait_for};
     use super::driver::*;
 
     const SECTORS: u64 = (4 << 20) / 512;
@@ -288,5 +288,52 @@ mod tests {
             device.frontend.set_vring_enable(0, true).unwrap();
             assert_eq!(device.wait(0).unwrap(), (0, 1));
         }
+    }
+
+    /// What the daemon tells, whole: it closes the connection.
+    fn figures(daemon: &Daemon) -> serde_json::Value {
+        let socket = daemon.path().join("figures.sock");
+        let mut text = String::new();
+        let mut connection = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        std::io::Read::read_to_string(&mut connection, &mut text).unwrap();
+        assert!(text.ends_with('\n'), "{text:?}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn figures_are_told_to_whoever_asks() {
+        let daemon = Daemon::start(r#", "figures": "DIR/figures.sock""#);
+        assert_eq!(figures(&daemon)["reads"], 0);
+        let mut image = Device::connect(&daemon.root(), &Setup::default()).unwrap();
+        let mut layer = Device::connect(&daemon.scratch(), &Setup::default()).unwrap();
+        assert_eq!(image.read(0, 4096).unwrap(), pattern(0, 4096));
+        assert_eq!(image.read(8, 8192).unwrap(), pattern(4096, 8192));
+        assert_eq!(image.request(0, T_IN, u64::MAX, 512).unwrap(), IOERR);
+        assert_eq!(layer.write(0, &[1; 512]).unwrap(), OK);
+        // A batch is told after it is answered.
+        wait_for(
+            || figures(&daemon)["writes"] == 1 && figures(&daemon)["errors"] == 1,
+            || figures(&daemon).to_string(),
+        );
+        let told = figures(&daemon);
+        assert_eq!(told["sessions"], 2, "{told}");
+        assert_eq!(
+            (&told["reads"], &told["read_bytes"]),
+            (&3.into(), &(12_288 + 512).into())
+        );
+        assert_eq!(told["written_bytes"], 512);
+        let cached = ["cache_hits", "cache_misses"].map(|name| told[name].as_u64().unwrap());
+        // Two reads succeeded; a file system may not tell.
+        assert!([0, 2].contains(&cached.iter().sum()), "{told}");
+        drop((image, layer));
+        wait_for(
+            || figures(&daemon)["sessions"] == 0,
+            || figures(&daemon).to_string(),
+        );
+        assert_eq!(
+            figures(&daemon)["reads"],
+            3,
+            "sessions that have ended count"
+        );
     }
 }

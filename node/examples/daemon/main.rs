@@ -159,7 +159,7 @@ fn stats(host: &Host) -> Value {
     let backends: Vec<Value> = stats
         .backends
         .iter()
-        .map(|it| json!({"pid": it.pid, "zygote": it.zygote, "sandboxes": it.sandboxes}))
+        .map(|it| json!({"pid": it.pid, "zygote": it.zygote, "sandboxes": it.sandboxes, "reads": it.figures.map(|it| it.reads)}))
         .collect();
     json!({
         "free": stats.pool.free,

@@ -4,6 +4,7 @@
 //!
 //! `RUNDLET_DOUBLE` says what goes wrong: see [`Trouble`].
 
+mod backend;
 mod control;
 mod zygote;
 
@@ -79,7 +80,7 @@ fn main() -> Anything {
     let input: Value = serde_json::from_str(&input)?;
     match Path::new(&name).file_name().and_then(|name| name.to_str()) {
         Some("rundlet-vmm") => vmm(&input),
-        Some("vhost-blk-ro") => backend(&input),
+        Some("vhost-blk-ro") => backend::serve(&input),
         other => Err(format!("called by the unknown name {other:?}").into()),
     }
 }
@@ -113,64 +114,6 @@ fn say(event: &Value) {
     let mut out = io::stdout().lock();
     // Who listened may have gone, which is no reason to end.
     let _ = writeln!(out, "{event}").and_then(|()| out.flush());
-}
-
-fn backend(config: &Value) -> Anything {
-    if Trouble::wanted() == Trouble::BackendRefuses {
-        return Err("listeners[0].disk.image.path: double says no".into());
-    }
-    let mut sockets = Vec::new();
-    let mut keep = None;
-    for listener in config["listeners"].as_array().ok_or("no listeners")? {
-        let disk = &listener["disk"];
-        let file = path(
-            disk.pointer("/image/path")
-                .or_else(|| disk.pointer("/scratch/template"))
-                .ok_or("no disk")?,
-        )?;
-        File::open(&file)?;
-        if let Some(path) = disk.pointer("/scratch/keep") {
-            keep = Some((file, PathBuf::from(path.as_str().ok_or("no path")?)));
-        }
-        let socket = path(&listener["socket"])?;
-        sockets.push((UnixListener::bind(&socket)?, socket));
-    }
-    say(&serde_json::json!({"event": "listening"}));
-    if Trouble::wanted() == Trouble::BackendLost {
-        // As long as the guest takes to come up; the VMM's double leaves a mark then.
-        let mark = sockets[0].1.with_file_name("ready-mark");
-        while !mark.exists() {
-            thread::sleep(Duration::from_millis(10));
-        }
-        return Err("double: disk caught fire".into());
-    }
-    if keep.is_none() {
-        for (listener, _) in &sockets {
-            let listener = listener.try_clone()?;
-            // Sessions end with us.
-            thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
-        }
-    }
-    if let Some((layer, path)) = keep {
-        // A session ends with the VMM, and its connection with it.
-        let (mut session, _) = sockets.last().ok_or("no listener")?.0.accept()?;
-        thread::spawn(move || {
-            let _ = session.read_to_end(&mut Vec::new());
-            let event = match fs::copy(&layer, &path) {
-                Ok(_) => serde_json::json!({"event": "kept", "path": path}),
-                Err(error) => {
-                    serde_json::json!({"event": "not_kept", "path": path, "reason": error.to_string()})
-                }
-            };
-            say(&event);
-        });
-    }
-    wait_for_the_end()?;
-    for (_, socket) in &sockets {
-        // Gone with the run directory, perhaps.
-        let _ = fs::remove_file(socket);
-    }
-    Ok(())
 }
 
 fn vmm(spec: &Value) -> Anything {

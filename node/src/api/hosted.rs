@@ -8,9 +8,9 @@ use rundlet_protocol::ExecSpec;
 
 use super::node::{Later, Line, Node, Turn, Watcher};
 use crate::host::model::{Detail, Event, Source, Summary};
-use crate::host::{Filter, Finished, Host, HostError, OpenCommand, Watch};
+use crate::host::{BackendStats, Filter, Finished, Host, HostError, OpenCommand, Watch};
 use crate::image::Store;
-use crate::metrics::{Class, Figures, Slots};
+use crate::metrics::{Backend, Class, Figures, Slots};
 
 impl Watcher for Watch {
     fn recv(&mut self) -> Later<'_, Option<Event>> {
@@ -102,13 +102,29 @@ impl Node for Host {
             starts,
             memory_committed_bytes: stats.committed_memory_mib.saturating_mul(1024 * 1024),
             classes: classes(self),
-            // They do not say yet how they are doing.
-            backends: Vec::new(),
+            backends: stats.backends.into_iter().filter_map(backend).collect(),
         }
     }
 
     fn store(&self) -> &Store {
         Host::store(self)
+    }
+}
+
+/// One that says what it has done.
+fn backend(stats: BackendStats) -> Option<Backend> {
+    let (kind, name) = of(stats.source);
+    Some(Backend {
+        kind,
+        name,
+        figures: stats.figures?,
+    })
+}
+
+fn of(source: Source) -> (&'static str, String) {
+    match source {
+        Source::Image(name) => ("image", name),
+        Source::Template(name) => ("template", name),
     }
 }
 
@@ -122,10 +138,7 @@ fn classes(host: &Host) -> Vec<Class> {
         let Ok(detail) = Host::inspect(host, &summary.id) else {
             continue;
         };
-        let (kind, name) = match summary.source {
-            Source::Image(name) => ("image", name),
-            Source::Template(name) => ("template", name),
-        };
+        let (kind, name) = of(summary.source);
         let class = classes
             .entry((kind, name.clone()))
             .or_insert_with(|| Class {

@@ -19,12 +19,16 @@ use super::record::{self, LineRecord, ProcessRecord};
 use crate::claim;
 use crate::error::PathError;
 use crate::image::Image;
+use crate::sandbox::backend::figures::{self, BackendFigures};
 use crate::sandbox::backend::{Backend, Disks, Life, Owner};
 use crate::sandbox::{DEATH, Event, MAX_SOCKET, Sink, StartError, process};
 use crate::template::{Binding, Template, Templates};
 
 /// How long a backend may take to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// The socket of its figures, in the line's directory.
+const FIGURES: &str = "figures.sock";
 
 /// How long the word about a backend's end may take to arrive.
 const HINDSIGHT: Duration = Duration::from_secs(1);
@@ -90,7 +94,7 @@ impl Line {
         let owner = inner.backend_owner();
         let mut unfinished = Unfinished::make(&directory)?;
         let layers = inner.layers(name, owner, plan.scratch())?;
-        let sockets = ["root.sock", "scratch.sock"].map(|name| directory.join(name));
+        let sockets = ["root.sock", "scratch.sock", FIGURES].map(|name| directory.join(name));
         if let Some(long) = sockets.iter().find(|it| it.as_os_str().len() > MAX_SOCKET) {
             return Err(LineError::Socket(long.clone()));
         }
@@ -101,6 +105,7 @@ impl Line {
             scratch: &layers,
             resumes: plan.is_template(),
             keep: None,
+            figures_socket: Some(&sockets[2]),
         };
         let life = Life::Free { jail: owner };
         let (told, how) = mpsc::channel();
@@ -185,6 +190,14 @@ impl Line {
 
     pub(super) fn scratch(&self) -> PathBuf {
         self.directory.join("scratch.sock")
+    }
+
+    /// What its backend has done; nothing where that does not say.
+    pub(super) fn figures(&self) -> Option<BackendFigures> {
+        let figures = figures::ask(&self.directory.join(FIGURES));
+        figures
+            .inspect_err(|error| log::debug!("line {}: no figures: {error}", self.name))
+            .ok()
     }
 
     /// What its template would be made of now; absent for an image.

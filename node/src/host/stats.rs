@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::admission::Starts;
 use super::model::{Phase, Source};
 use super::{Inner, PoolStats};
+pub use crate::sandbox::backend::figures::BackendFigures;
 
 /// All of them.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct BackendStats {
     /// Its template's zygote, while it lives.
     pub zygote: Option<u32>,
     pub sandboxes: usize,
+    /// Absent where it does not say.
+    pub figures: Option<BackendFigures>,
 }
 
 pub(super) fn of(inner: &Inner) -> Stats {
@@ -56,6 +59,7 @@ pub(super) fn of(inner: &Inner) -> Stats {
                 pid: line.backend.pid,
                 zygote: line.nursery.pid(),
                 sandboxes: line.members(),
+                figures: line.figures(),
             })
             .collect(),
     }

@@ -20,10 +20,15 @@ fn figures() -> Figures {
             cpu_us: 1_500_000,
         }],
         backends: vec![Backend {
-            line: "py:latest".into(),
-            reads: 7,
-            cache_hits: Some(6),
-            ..Backend::default()
+            kind: "template",
+            name: "py:latest".into(),
+            figures: BackendFigures {
+                reads: 7,
+                read_bytes: 8192,
+                cache_hits: 6,
+                cache_misses: 1,
+                ..BackendFigures::default()
+            },
         }],
         ..Figures::default()
     }
@@ -51,7 +56,11 @@ fn figures_are_written_with_names_help_and_units() {
         "rundlet_start_queue_length 2",
         "rundlet_memory_committed_bytes 402653184",
         r#"rundlet_class_cpu_seconds{kind="template",source="py:latest"} 1.5"#,
-        r#"rundlet_backend_cache_hits_total{line="py:latest"} 6"#,
+        r#"rundlet_backend_reads_total{kind="template",source="py:latest"} 7"#,
+        r#"rundlet_backend_read_bytes_total{kind="template",source="py:latest"} 8192"#,
+        r#"rundlet_backend_cache_hits_total{kind="template",source="py:latest"} 6"#,
+        r#"rundlet_backend_cache_misses_total{kind="template",source="py:latest"} 1"#,
+        r#"rundlet_backend_errors_total{kind="template",source="py:latest"} 0"#,
         r#"rundlet_http_request_seconds_count{method="GET",route="/v1/sandboxes",code="200"} 1"#,
     ] {
         assert!(

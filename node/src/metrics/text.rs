@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{Backend, Class, Figures, Labels, Slots};
+use crate::host::BackendFigures;
 use crate::host::model::Phase;
 
 /// All phases, so that a series is there before its first sandbox is.
@@ -171,38 +172,51 @@ fn classes(registry: &mut Registry, classes: &[Class]) {
     );
 }
 
+/// Several of one source, an old one and its successor, are one series.
 fn backends(registry: &mut Registry, backends: &[Backend]) {
     if backends.is_empty() {
         return;
     }
-    let labels = |it: &Backend| one("line", it.line.clone());
-    let mut add = |name, help, unit, value: fn(&Backend) -> u64| {
-        let series = backends.iter().map(|it| (labels(it), value(it)));
+    let labels = |it: &Backend| vec![("kind", it.kind.into()), ("source", it.name.clone())];
+    let mut add = |name, help, unit, value: fn(&BackendFigures) -> u64| {
+        let series = backends.iter().map(|it| (labels(it), value(&it.figures)));
         counter(registry, name, help, unit, series);
     };
-    add("rundlet_backend_reads", "Read requests", None, |it| {
-        it.reads
+    let bytes = || Some(Unit::Bytes);
+    add(
+        "rundlet_backend_reads",
+        "Read requests of disks",
+        None,
+        |it| it.reads,
+    );
+    add("rundlet_backend_read", "Bytes read", bytes(), |it| {
+        it.read_bytes
     });
     add(
-        "rundlet_backend_read",
-        "Bytes read",
-        Some(Unit::Bytes),
-        |it| it.read_bytes,
+        "rundlet_backend_writes",
+        "Write requests of disks",
+        None,
+        |it| it.writes,
+    );
+    add("rundlet_backend_written", "Bytes written", bytes(), |it| {
+        it.written_bytes
+    });
+    add(
+        "rundlet_backend_cache_hits",
+        "Reads that the host's page cache answered, where the file system tells",
+        None,
+        |it| it.cache_hits,
+    );
+    add(
+        "rundlet_backend_cache_misses",
+        "Reads that waited for the medium, where the file system tells",
+        None,
+        |it| it.cache_misses,
     );
     add(
         "rundlet_backend_errors",
-        "Requests that were answered with an error",
+        "Requests of disks that were answered with an error",
         None,
         |it| it.errors,
-    );
-    let hits = backends
-        .iter()
-        .filter_map(|it| Some((labels(it), it.cache_hits?)));
-    counter(
-        registry,
-        "rundlet_backend_cache_hits",
-        "Reads that the page cache answered",
-        None,
-        hits,
     );
 }

@@ -1,5 +1,7 @@
 //! The block backend: `vhost-blk-ro serve`, for one sandbox or for all clones of a template.
 
+pub(crate) mod figures;
+
 use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -31,6 +33,8 @@ pub(crate) struct Disks<'a> {
     pub(crate) resumes: bool,
     /// Where the layer stays after its session.
     pub(crate) keep: Option<&'a Path>,
+    /// Where it is asked for its figures.
+    pub(crate) figures_socket: Option<&'a Path>,
 }
 
 /// How long a backend lives.
@@ -54,6 +58,8 @@ pub(crate) struct Owner {
 struct Config<'a> {
     listeners: [Listener<'a>; 2],
     queues: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    figures: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     jail: Option<Owner>,
 }
@@ -189,6 +195,7 @@ fn config(disks: &Disks<'_>, jail: Option<Owner>) -> Result<Vec<u8>, StartError>
             },
         ],
         queues: 1,
+        figures: disks.figures_socket.map(text).transpose()?,
         jail,
     })
 }

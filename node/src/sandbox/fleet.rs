@@ -90,6 +90,7 @@ impl Fleet {
             scratch: &cloned.template.scratch,
             resumes: true,
             keep: None,
+            figures_socket: None,
         };
         let ending = Arc::default();
         let backend = Backend::start(&disks, Life::Tied, &backend_sink(events, &ending))?;

@@ -73,6 +73,8 @@ fn clones_share_a_backend_and_are_started_at_once() {
     assert_eq!(backends(&fixture).len(), 1);
     let stats = daemon.ask("stats", json!({}));
     assert_eq!(stats["backends"][0]["sandboxes"], 16, "{stats}");
+    // The double has always done the same.
+    assert_eq!(stats["backends"][0]["reads"], 5, "{stats}");
     assert_eq!(stats["memory"], 16 * 128);
     assert_eq!(stats["phases"]["ready"], 16);
     assert_eq!(daemon.sh(&ids[7], "echo hello")["stdout"], "hello\n");

@@ -123,3 +123,26 @@ fn every_error_names_its_field() {
         assert!(said.contains(expected), "{text}\n{said}");
     }
 }
+
+#[test]
+fn figures_have_a_socket_of_their_own() {
+    let text = |figures: &str| {
+        let disk = r#"{"image": {"path": "/x"}}"#;
+        format!(
+            r#"{{"listeners": [{{"socket": "/run/x.sock", "disk": {disk}}}], "figures": "{figures}"}}"#
+        )
+    };
+    let config = Config::parse(&text("/run/figures.sock")).unwrap();
+    assert_eq!(
+        config.figures.as_deref(),
+        Some("/run/figures.sock".as_ref())
+    );
+    assert!(
+        Config::parse(&with_disk(r#"{"image": {"path": "/x"}}"#))
+            .unwrap()
+            .figures
+            .is_none()
+    );
+    assert!(problem(&text("")).contains("figures: is a path of 1 to 107"));
+    assert!(problem(&text("/run/x.sock")).contains("figures: is already in use"));
+}

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::End;
 use super::worker::{Turn, Worker};
+use crate::stats::Totals;
 
 /// Far more than a thread touches. The C library keeps up to 40 MiB of stacks of threads that ended,
 /// and with them the pages that were touched: a few large ones are less of that than many small.
@@ -42,6 +43,7 @@ pub struct Crew {
     /// Places for threads that stay with a queue in case there is more.
     places: AtomicUsize,
     stopping: AtomicBool,
+    totals: Totals,
 }
 
 /// One of those places.
@@ -63,6 +65,7 @@ impl Crew {
             waiting: AtomicUsize::new(0),
             places: AtomicUsize::new(processors * STAY),
             stopping: AtomicBool::new(false),
+            totals: Totals::default(),
         });
         crew.hire()?;
         Ok(crew)
@@ -124,6 +127,11 @@ impl Crew {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// What all sessions did.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
     }
 
     pub(super) fn place(&self) -> Option<Place<'_>> {

@@ -136,7 +136,9 @@ impl Worker {
                 self.poll.slept(self.asleep.elapsed());
             }
             if happened.kick || next == Next::Continue {
-                next = self.work().map_err(End::Ring)?;
+                let worked = self.work();
+                self.drain.stats.tell(crew.totals());
+                next = worked.map_err(End::Ring)?;
                 if next == Next::Linger {
                     place = place.or_else(|| crew.place());
                     if place.is_none() {
@@ -172,7 +174,7 @@ impl Worker {
 
     /// One batch, then a look whether more is coming.
     fn work(&mut self) -> Result<Next, queue::Error> {
-        let before = self.drain.stats.requests;
+        let before = self.drain.stats.counts.requests;
         let mut ring = self.ring.lock_for_batch();
         let Ring {
             queue,
@@ -211,7 +213,7 @@ impl Worker {
             return Ok(Next::Continue);
         }
         // A ring that starts, or a kick for nothing, is no sign of more.
-        let idle = self.drain.stats.requests == before;
+        let idle = self.drain.stats.counts.requests == before;
         Ok(if idle { Next::Sleep } else { Next::Linger })
     }
 }

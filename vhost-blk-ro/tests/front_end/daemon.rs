@@ -25,7 +25,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// `settings` goes into the top level of the configuration, with a comma in front.
+    /// `settings` goes into the top level of the configuration, with a comma in front; DIR in it is
+    /// the daemon's directory.
     pub fn start(settings: &str) -> Self {
         Self::start_scratch(settings, "")
     }
@@ -38,8 +39,9 @@ impl Daemon {
         let template = std::fs::File::create(dir.path().join("template")).unwrap();
         template.set_len(16 << 20).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&template, &pattern(0, 65536), 0).unwrap();
-        let scratch = scratch.replace("DIR", &dir.path().display().to_string());
-        let config = config(dir.path(), settings)
+        let here = |text: &str| text.replace("DIR", &dir.path().display().to_string());
+        let scratch = here(scratch);
+        let config = config(dir.path(), &here(settings))
             .replace(r#"{"template""#, &format!(r#"{{{scratch} "template""#));
         Self::start_in(dir, config)
     }
