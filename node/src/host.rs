@@ -4,6 +4,7 @@
 //! model       what is said of sandboxes; phase: the ways between their phases
 //! wish        a wish, checked; plan: what it will be made of, found in the store
 //! config      what the daemon was told
+//! renewal     templates that no longer fit, built again
 //! admission   who may start, and when
 //! create      from a wish to a place in the registry
 //! start       from there the wish to a guest that answers; nursery: zygotes; line, lines: block backends
@@ -36,6 +37,7 @@ mod plan;
 mod record;
 mod recover;
 mod registry;
+mod renewal;
 mod resident;
 pub mod slots;
 mod start;

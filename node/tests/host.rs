@@ -17,3 +17,6 @@ mod life;
 #[cfg(test)]
 #[path = "host/recovery.rs"]
 mod recovery;
+#[cfg(test)]
+#[path = "host/renewal.rs"]
+mod renewal;

@@ -11,6 +11,7 @@ mod pool;
 use std::collections::HashMap;
 use std::env;
 use std::io::{self, BufRead, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use rundlet_node::error::chain;
 use rundlet_node::host::config::Config;
 use rundlet_node::host::{Filter, Host, HostError, OpenCommand};
+use rundlet_node::sandbox::janitor;
 use rundlet_protocol::ExecSpec;
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::{Value, json};
@@ -29,6 +31,13 @@ use pool::Pool;
 const SOON: Duration = Duration::from_secs(20);
 
 fn main() {
+    let args: Vec<String> = env::args().skip(1).collect();
+    if let [command, directory] = &args[..] {
+        // What this process starts in a directory of its own, a template to be built, has a janitor: this program again.
+        assert_eq!(command, janitor::COMMAND);
+        let line = io::stdin().as_fd().try_clone_to_owned().unwrap();
+        return janitor::run(&line, directory.as_ref(), None).unwrap();
+    }
     let filter = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(filter).init();
     let config = config();

@@ -20,6 +20,7 @@ use super::line::LineError;
 use super::lines::Lines;
 use super::model::{Limits, Source, What};
 use super::registry::Registry;
+use super::renewal::Renewals;
 use super::slots::Slots;
 use super::{Config, JailConfig, Observer, OpenError};
 use crate::claim;
@@ -43,6 +44,7 @@ pub(super) struct Inner {
     pub(super) admission: Admission,
     pub(super) registry: Registry,
     pub(super) lines: Lines,
+    pub(super) renewals: Renewals,
     pub(super) events: Arc<Events>,
     pub(super) ends: Ends,
     /// Where VMMs log.
@@ -98,6 +100,7 @@ impl Inner {
         }));
         Ok(Self {
             lines: Lines::new(&directory),
+            renewals: Renewals::new(&config.limits),
             directory,
             store: Store::open(&config.store)?,
             defaults: config.limits.defaults.clone(),

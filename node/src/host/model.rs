@@ -162,6 +162,14 @@ pub enum What {
     ZygoteLost { template: String },
     /// A block backend has died, and its sandboxes with it.
     BackendLost { source: Source },
+    /// A template does not fit this host any more, and is being built again.
+    TemplateUnfit { template: String, why: String },
+    /// That is over: there is another one under its name, or an error.
+    TemplateRebuilt {
+        template: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// A slot of the pool would not empty and was set aside.
     SlotSetAside { slot: String, why: String },
     /// The reader was too slow, and this many events before the next one are lost to it.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::Inner;
@@ -26,6 +26,8 @@ pub(super) struct Nursery {
     template: Option<(PathBuf, String)>,
     note: PathBuf,
     place: Mutex<Option<Arc<Zygote>>>,
+    /// Why there will never be one, if its template does not fit.
+    unfit: OnceLock<String>,
     /// Set when its end is no news.
     over: Arc<AtomicBool>,
 }
@@ -36,6 +38,7 @@ impl Nursery {
             template,
             note: directory.join(FILE),
             place: Mutex::default(),
+            unfit: OnceLock::new(),
             over: Arc::default(),
         }
     }
@@ -69,7 +72,14 @@ impl Nursery {
             }
         };
         let directory = self.template.as_ref().map(|(path, _)| path.as_path());
-        let zygote = Zygote::start(directory, ends, gone)?;
+        if let Some(why) = self.unfit.get() {
+            return Err(ZygoteError::TemplateUnfit(why.clone()));
+        }
+        let zygote = Zygote::start(directory, ends, gone).inspect_err(|error| {
+            if let ZygoteError::TemplateUnfit(why) = error {
+                self.unfit.get_or_init(|| why.clone());
+            }
+        })?;
         self.settle(inner, zygote.child().pid())?;
         let zygote = Arc::new(zygote);
         *place = Some(Arc::clone(&zygote));

@@ -1,7 +1,10 @@
 //! What a sandbox will be made of, found and locked in the store.
 
+use std::sync::Arc;
+
 use super::line::Held;
 use super::model::{CreateSandbox, Source};
+use super::renewal::Unfit;
 use super::wish::{self, Named, Size};
 use super::{HostError, Inner};
 use crate::error::chain;
@@ -31,7 +34,7 @@ enum MadeOf {
 
 impl Plan {
     /// Looks for what a wish names, and at the size that the sandbox will have.
-    pub(super) fn new(inner: &Inner, wish: &CreateSandbox) -> Result<(Self, Size), HostError> {
+    pub(super) fn new(inner: &Arc<Inner>, wish: &CreateSandbox) -> Result<(Self, Size), HostError> {
         let source = wish.source.clone();
         match wish::named(wish)? {
             Named::Image(name) => {
@@ -69,30 +72,30 @@ impl Plan {
         })
     }
 
+    /// The same once more, of a template that a VMM has refused: another one, built for this if there is none yet.
+    pub(super) fn renewed(
+        inner: &Arc<Inner>,
+        wish: &CreateSandbox,
+        refused: &str,
+        why: String,
+    ) -> Result<(Self, Size), HostError> {
+        if let Named::Template(name) = wish::named(wish)? {
+            // Not locked while it is built again: it is to go then.
+            let record = find(inner, &name)?.record;
+            if record.id == refused {
+                let unfit = Unfit::Refused(why);
+                inner.renewals.renew(inner, &record, &unfit)?;
+            }
+        }
+        Self::new(inner, wish)
+    }
+
     fn of_template(
-        inner: &Inner,
+        inner: &Arc<Inner>,
         source: Source,
         name: &TemplateName,
     ) -> Result<(Self, Size), HostError> {
-        let found = Templates::of(&inner.store).find(name);
-        let template = found.map_err(|error| match error {
-            TemplateError::NoSuchTemplate(name) => HostError::NotFound {
-                what: "template",
-                name: name.to_string(),
-            },
-            TemplateError::Path(error) => HostError::Io(error),
-            other => HostError::invalid("source.template", chain(&other)),
-        })?;
-        let binding = template::binding_now(&inner.store, &template.record)
-            .map_err(|cause| HostError::invalid("source.template", chain(&cause)))?;
-        if binding != template.record.binding {
-            let recipe = &template.record.recipe;
-            let message = format!(
-                "template {name} was made of another kernel or initrd than there is now; `rundlet template build {} {name}` makes a new one",
-                recipe.image
-            );
-            return Err(HostError::invalid("source.template", message));
-        }
+        let (template, binding) = fitting(inner, name)?;
         let recipe = &template.record.recipe;
         let size = Size {
             memory_mib: recipe.memory_mib,
@@ -167,4 +170,40 @@ impl Plan {
             MadeOf::Template { template, binding } => Held::Template { template, binding },
         }
     }
+}
+
+fn find(inner: &Inner, name: &TemplateName) -> Result<Template, HostError> {
+    let found = Templates::of(&inner.store).find(name);
+    found.map_err(|error| match error {
+        TemplateError::NoSuchTemplate(name) => HostError::NotFound {
+            what: "template",
+            name: name.to_string(),
+        },
+        TemplateError::Path(error) => HostError::Io(error),
+        other => HostError::invalid("source.template", chain(&other)),
+    })
+}
+
+/// A template that is made of what there is now, built again if it was not.
+fn fitting(inner: &Arc<Inner>, name: &TemplateName) -> Result<(Template, Binding), HostError> {
+    let template = find(inner, name)?;
+    let binding = now(inner, &template)?;
+    if binding == template.record.binding {
+        return Ok((template, binding));
+    }
+    let record = template.record.clone();
+    drop(template);
+    inner.renewals.renew(inner, &record, &Unfit::Files)?;
+    let template = find(inner, name)?;
+    let binding = now(inner, &template)?;
+    if binding == template.record.binding {
+        return Ok((template, binding));
+    }
+    let message = format!("the kernel or initrd of template {name} changes while it is built");
+    Err(HostError::Late { message })
+}
+
+fn now(inner: &Inner, template: &Template) -> Result<Binding, HostError> {
+    template::binding_now(&inner.store, &template.record)
+        .map_err(|cause| HostError::invalid("source.template", chain(&cause)))
 }

@@ -75,9 +75,12 @@ pub(super) fn start(
                 "sandbox {id} did not start, the host has run out of {what}: {reason}"
             ),
         },
-        None => HostError::Start {
-            id,
-            message: reason,
+        None => match failure {
+            StartFailure::Template(refusal) => *refusal,
+            _ => HostError::Start {
+                id,
+                message: reason,
+            },
         },
     })
 }
@@ -103,8 +106,13 @@ impl Nascent<'_> {
         self.mark("slot", "slot");
         self.prepare()?;
         let cloned = plan.is_template();
-        let line = self.seat(plan)?;
-        let mut forked = match self.fork(&line) {
+        let mut line = self.seat(plan)?;
+        let mut forked = self.fork(&line);
+        if let Err(StartFailure::Zygote(ZygoteError::TemplateUnfit(why))) = forked {
+            line = self.seat_anew(&line, why)?;
+            forked = self.fork(&line);
+        }
+        let mut forked = match forked {
             // The zygote may have made a process before it died, which nobody knows but the slot: another slot.
             Err(StartFailure::Zygote(ZygoteError::Gone)) => {
                 self.change_slot()?;
@@ -137,6 +145,23 @@ impl Nascent<'_> {
         let line = Arc::clone(seat.line());
         self.resident.lock().seat = Some(seat);
         Ok(line)
+    }
+
+    /// At the line of another template, as that of this one is refused.
+    fn seat_anew(&self, refused: &Line, why: String) -> Result<Arc<Line>, StartFailure> {
+        let resident = self.resident;
+        // First the seat, so that its line can go.
+        let seat = resident.lock().seat.take();
+        drop(seat);
+        let id = refused.key.strip_prefix("t-").unwrap_or(&refused.key);
+        let renewed = Plan::renewed(self.inner, &resident.wish, id, why);
+        let (plan, size) = renewed.map_err(|error| StartFailure::Template(Box::new(error)))?;
+        if size != resident.size {
+            let message = "its template was replaced by one of another size meanwhile";
+            let error = HostError::invalid("source.template", message);
+            return Err(StartFailure::Template(Box::new(error)));
+        }
+        self.seat(plan)
     }
 
     fn change_slot(&self) -> Result<(), StartFailure> {

@@ -121,6 +121,16 @@ pub(super) fn still_unfit(name: &TemplateName, cause: Cause) -> Cause {
     }
 }
 
+/// The same for somebody whose signals are his own affair; the template that has the name now.
+pub(crate) fn renew_in(store: &Store, unfit: &Record) -> Result<Record, RunError> {
+    let runtime = places::runtime().map_err(Cause::Place)?;
+    let store = store.clone();
+    let place = Place { store, runtime };
+    rebuild(&place, &Wire::without_signals(), unfit)?;
+    let found = Templates::of(&place.store).find(&unfit.name);
+    Ok(found.map_err(Cause::Template)?.record)
+}
+
 /// Builds it again unless somebody else has done so meanwhile. It gets the image it had, whatever that is
 /// called now.
 fn rebuild(place: &Place, wire: &Wire, unfit: &Record) -> Result<(), RunError> {

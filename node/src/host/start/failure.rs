@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::super::PoolError;
 use super::super::line::LineError;
+use super::super::{HostError, PoolError};
 use super::{Forked, HINDSIGHT};
 use crate::error::PathError;
 use crate::places::PlaceError;
@@ -31,6 +31,9 @@ pub(super) enum StartFailure {
     Io(#[from] std::io::Error),
     #[error("the path of the socket {} is too long", .0.display())]
     Socket(PathBuf),
+    /// Its template does not fit, and there is no other one, or none yet.
+    #[error(transparent)]
+    Template(Box<HostError>),
     #[error("its end was asked for, or its disks were lost")]
     Doomed,
     #[error("its VMM ended: {0}")]
