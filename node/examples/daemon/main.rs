@@ -94,6 +94,7 @@ fn config() -> Config {
     config.cgroup.slots = number("RUNDLET_SLOTS", 64);
     config.limits.starts_at_once = 8;
     config.limits.ended_records = number("RUNDLET_ENDED", 100);
+    config.limits.first_command_s = number("RUNDLET_FIRST_COMMAND", 60).into();
     config.jail = None;
     config
 }

@@ -149,6 +149,7 @@ mod tests {
             starts_at_once: 2,
             start_queue: 3,
             start_deadline_s: 60,
+            first_command_s: 60,
             ended_records: 0,
             defaults: crate::host::model::Limits::default(),
         }

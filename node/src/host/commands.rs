@@ -123,6 +123,7 @@ fn begin(
         }
     }
     state.commands += 1;
+    state.streamed |= streamed;
     Ok(CommandHold {
         inner: Arc::clone(inner),
         resident: Arc::clone(resident),

@@ -64,6 +64,8 @@ pub struct LimitsConfig {
     pub start_queue: u32,
     /// How long a start may wait, seconds.
     pub start_deadline_s: u64,
+    /// How long a sandbox that goes with its command may wait for it, seconds.
+    pub first_command_s: u64,
     /// Records of sandboxes that have ended.
     pub ended_records: u32,
     /// Limits of a sandbox that says nothing else.

@@ -107,6 +107,15 @@ enum Watched {
     Line(Arc<Line>, Arc<OwnedFd>),
 }
 
+/// What is over at a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Clock {
+    /// The wait for the command that the sandbox was made for.
+    FirstCommand,
+    /// The time that it was given.
+    Life,
+}
+
 /// The thread.
 pub(super) struct Watcher {
     inner: Arc<Inner>,
@@ -114,8 +123,8 @@ pub(super) struct Watcher {
     next: u64,
     /// Have ended, and how is about to be told.
     untold: Vec<(Instant, Arc<Resident>)>,
-    /// By the time of day, milliseconds, and a number of their own.
-    deadlines: BTreeMap<(u64, u64), Weak<Resident>>,
+    /// By the time of day, milliseconds, and what is so then of which sandbox.
+    deadlines: BTreeMap<(u64, u64, Clock), Weak<Resident>>,
     round: Instant,
 }
 
@@ -171,7 +180,7 @@ impl Watcher {
         if let Some(until) = untold {
             limit = limit.min(until.saturating_duration_since(Instant::now()));
         }
-        if let Some(((deadline, _), _)) = self.deadlines.first_key_value() {
+        if let Some(((deadline, ..), _)) = self.deadlines.first_key_value() {
             limit = limit.min(Duration::from_millis(deadline.saturating_sub(now_ms())));
         }
         Timespec {
@@ -196,8 +205,10 @@ impl Watcher {
             News::Ready(resident) => {
                 let deadline = resident.deadline_ms(&resident.lock());
                 if let Some(deadline) = deadline {
-                    let at = (deadline, resident.number);
-                    self.deadlines.insert(at, Arc::downgrade(&resident));
+                    self.set(deadline, Clock::Life, &resident);
+                }
+                if resident.wish.auto_remove {
+                    self.await_first_command(&resident);
                 }
             }
             News::Told { id, end } => self.told(&id, end),
@@ -207,6 +218,21 @@ impl Watcher {
             }
             News::Stop => {}
         }
+    }
+
+    fn set(&mut self, deadline_ms: u64, clock: Clock, resident: &Arc<Resident>) {
+        let at = (deadline_ms, resident.number, clock);
+        self.deadlines.insert(at, Arc::downgrade(resident));
+    }
+
+    /// From now on: whoever was about to run it has to find a new daemon first, if this is one.
+    fn await_first_command(&mut self, resident: &Arc<Resident>) {
+        let limit = self.inner.first_command_s.saturating_mul(1000);
+        self.set(
+            now_ms().saturating_add(limit),
+            Clock::FirstCommand,
+            resident,
+        );
     }
 
     fn watch(&mut self, watched: Watched, pidfd: &Arc<OwnedFd>) {
@@ -319,14 +345,35 @@ impl Watcher {
         while let Some(entry) = self.deadlines.first_entry()
             && entry.key().0 <= now_ms()
         {
-            if let Some(resident) = entry.remove().upgrade() {
-                self.time_is_over(&resident);
+            let (_, _, clock) = *entry.key();
+            match (entry.remove().upgrade(), clock) {
+                (Some(resident), Clock::Life) => self.time_is_over(&resident),
+                (Some(resident), Clock::FirstCommand) => self.nobody_came(&resident),
+                (None, _) => {}
             }
         }
         if now >= self.round {
             self.round = now + ROUND;
             self.inner.lines.close_idle(&self.inner);
         }
+    }
+
+    /// It was made for one command, which would have taken it along: whoever wanted to run that has gone.
+    fn nobody_came(&mut self, resident: &Arc<Resident>) {
+        let mut state = resident.lock();
+        if state.streamed || !matches!(state.phase, Phase::Ready | Phase::Running) {
+            return;
+        }
+        if state.commands > 0 {
+            // Somebody is there.
+            drop(state);
+            return self.await_first_command(resident);
+        }
+        let seconds = self.inner.first_command_s;
+        let why = format!("it was made for one command, and none came within {seconds} seconds");
+        state.remove_when_ended = true;
+        resident.enter(&mut state, Phase::Stopping, Some(&why), &self.inner.events);
+        Resident::kill(&state);
     }
 
     fn time_is_over(&self, resident: &Resident) {

@@ -61,7 +61,7 @@ pub struct CreateSandbox {
     pub timeout_s: Option<u64>,
     #[serde(default)]
     pub limits: Limits,
-    /// Whether it is removed when its first streamed command ends or loses its client.
+    /// Whether it is removed when its first streamed command ends or loses its client, or does not come soon.
     #[serde(default)]
     pub auto_remove: bool,
 }

@@ -66,6 +66,8 @@ pub(super) struct State {
     pub(super) seat: Option<Seat>,
     pub(super) part: Option<Part>,
     pub(super) commands: u32,
+    /// Whether there was a streamed command, as far as this daemon knows.
+    pub(super) streamed: bool,
     pub(super) recovered: bool,
     pub(super) remove_when_ended: bool,
 }
@@ -91,6 +93,7 @@ impl State {
             seat: None,
             part: None,
             commands: 0,
+            streamed: false,
             recovered: false,
             remove_when_ended: false,
         }

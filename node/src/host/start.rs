@@ -342,7 +342,7 @@ impl Nascent<'_> {
         state.starting = false;
         self.done = true;
         drop(state);
-        if resident.wish.timeout_s.is_some() {
+        if resident.wish.timeout_s.is_some() || resident.wish.auto_remove {
             self.inner
                 .ends
                 .inbox()

@@ -120,3 +120,38 @@ fn one_that_starts_can_be_killed() {
     assert_eq!(daemon.end_of(&id).0, "stopped");
     daemon.eventually_empty();
 }
+
+/// The sandbox of a command line that was killed before it could say what to run.
+fn for_one_command() -> Value {
+    json!({"source": {"template": "t"}, "auto_remove": true})
+}
+
+#[test]
+fn one_that_was_made_for_a_command_goes_if_none_comes() {
+    let fixture = with_template();
+    let mut daemon = Daemon::start_with(&fixture, &[("RUNDLET_FIRST_COMMAND", "2")]);
+    let used = text(&daemon.create(&for_one_command())["id"]);
+    daemon.of("open", &used);
+    let kept = daemon.clone_one();
+    let unused = text(&daemon.create(&for_one_command())["id"]);
+    assert_eq!(daemon.event("removed")["id"], unused.as_str());
+    assert_eq!(daemon.of("inspect", &unused)["error"]["kind"], "not-found");
+    // The first one was ready before it, and would have gone before it.
+    assert_eq!(daemon.of("inspect", &used)["phase"], "running");
+    assert_eq!(daemon.of("inspect", &kept)["phase"], "ready");
+    daemon.of("let-go", &used);
+    assert_eq!(daemon.event("removed")["id"], used.as_str());
+}
+
+#[test]
+fn so_does_one_whose_command_was_lost_with_a_daemon() {
+    let fixture = with_template();
+    let mut daemon = Daemon::start(&fixture);
+    let id = text(&daemon.create(&for_one_command())["id"]);
+    daemon.of("open", &id);
+    let kept = daemon.clone_one();
+    daemon.kill();
+    let mut daemon = Daemon::start_with(&fixture, &[("RUNDLET_FIRST_COMMAND", "1")]);
+    assert_eq!(daemon.event("removed")["id"], id.as_str());
+    assert_eq!(daemon.of("inspect", &kept)["phase"], "ready");
+}

@@ -28,7 +28,7 @@ fn every_field_is_taken() {
             "cgroup": {"root": "/sys/fs/cgroup/x", "slots": 200, "wait_ms": 250},
             "limits": {
                 "sandboxes": 150, "memory_mib": 4096, "starts_at_once": 4, "start_queue": 0,
-                "start_deadline_s": 5, "ended_records": 7,
+                "start_deadline_s": 5, "first_command_s": 9, "ended_records": 7,
                 "defaults": {"cpu_millis": 1000, "memory_mib": 512, "pids": 64, "io": ["8:0 rbps=1"]}
             },
             "jail": {"first_uid": 200000, "uids": 200},
@@ -46,6 +46,7 @@ fn every_field_is_taken() {
     assert_eq!((limits.sandboxes, limits.memory_mib), (150, Some(4096)));
     assert_eq!((limits.starts_at_once, limits.start_queue), (4, 0));
     assert_eq!((limits.start_deadline_s, limits.ended_records), (5, 7));
+    assert_eq!(limits.first_command_s, 9);
     assert_eq!(limits.defaults.io, ["8:0 rbps=1"]);
     let jail = config.jail.unwrap();
     assert_eq!((jail.first_uid, jail.uids), (200_000, 200));

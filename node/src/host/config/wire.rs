@@ -58,6 +58,7 @@ struct Most {
     starts_at_once: Option<u32>,
     start_queue: Option<u32>,
     start_deadline_s: Option<u64>,
+    first_command_s: Option<u64>,
     ended_records: Option<u32>,
     defaults: Limits,
 }
@@ -171,6 +172,11 @@ fn limits(wire: Most, slots: u32) -> Result<LimitsConfig, Wrong> {
         start_deadline_s: within(
             "limits.start_deadline_s",
             wire.start_deadline_s.unwrap_or(30),
+            &(1..=3600),
+        )?,
+        first_command_s: within(
+            "limits.first_command_s",
+            wire.first_command_s.unwrap_or(60),
             &(1..=3600),
         )?,
         ended_records: number(
