@@ -10,8 +10,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rundlet_jail::namespaces::OF_A_CHILD;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
-use crate::lifeline;
-
 /// linux/sched.h; the constant of the libc crate has lost its only bit.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// linux/prctl.h.
@@ -191,10 +189,22 @@ fn mask(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
     }
 }
 
+/// A descriptor of our own for one that came with exec. Not by pidfd_getfd(2), which is a debugger's call and need not be
+/// left to the service that starts a zygote.
+fn duplicate(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: without pointers, and nobody's ownership is taken. A number that is no descriptor is EBADF.
+    let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Takes over the seqpacket socket that came with exec under `number`.
 pub(super) fn adopt_socket(number: i32) -> io::Result<OwnedFd> {
     let wrong = || io::Error::other("it is no unix socket of type seqpacket");
-    let socket = lifeline::inherited(number)?;
+    let socket = duplicate(number)?;
     let family = sockopt::socket_domain(&socket).map_err(|_| wrong())?;
     if family != AddressFamily::UNIX || sockopt::socket_type(&socket)? != SocketType::SEQPACKET {
         return Err(wrong());
