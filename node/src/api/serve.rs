@@ -51,8 +51,10 @@ pub enum ServeError {
     },
     #[error("socket.group: there is no group {0} in /etc/group; its number can be given as well")]
     Group(String),
-    #[error("LISTEN_FDS: {0}; one listening unix socket is taken")]
-    Activation(String),
+    #[error(
+        "LISTEN_FDS: {0} passed on; one listening unix socket is taken, and one TCP socket for metrics"
+    )]
+    Activation(&'static str),
     #[error("metrics.listen: cannot listen on {address}")]
     Metrics {
         address: SocketAddr,
@@ -64,7 +66,8 @@ pub enum ServeError {
     Signals(#[source] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT. `metrics` is where figures are served besides, over TCP.
+/// Serves until SIGTERM or SIGINT. `metrics_at` is where figures are served besides, over TCP, if no socket for that came
+/// from systemd.
 ///
 /// # Errors
 /// It cannot begin.
@@ -92,7 +95,7 @@ pub fn serve(
 
 fn run(
     runtime: &Runtime,
-    listener: Listener,
+    mut listener: Listener,
     node: Arc<dyn Node>,
     metrics: &Metrics,
     metrics_at: Option<SocketAddr>,
@@ -102,11 +105,10 @@ fn run(
     let app = App::new(node, metrics.clone(), aging, work.clone());
     runtime.block_on(async {
         let connections = Connections::new(app.clone(), work);
+        let passed = listener.take_metrics();
         let (socket, place) = listener.into_tokio()?;
         let main = tokio::spawn(connections.clone().accept(socket, router(app.clone())));
-        if let Some(address) = metrics_at {
-            let metrics = tokio::net::TcpListener::bind(address).await;
-            let metrics = metrics.map_err(|source| ServeError::Metrics { address, source })?;
+        if let Some(metrics) = metrics_socket(passed, metrics_at).await? {
             let route = Router::new().route("/metrics", get(figures::metrics));
             tokio::spawn(
                 connections
@@ -125,6 +127,25 @@ fn run(
         drop(place);
         Ok(())
     })
+}
+
+/// The one that systemd has made, or ours if one is wanted.
+async fn metrics_socket(
+    passed: Option<std::net::TcpListener>,
+    wanted: Option<SocketAddr>,
+) -> Result<Option<tokio::net::TcpListener>, ServeError> {
+    if let Some(passed) = passed {
+        let socket = passed
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::TcpListener::from_std(passed));
+        return socket.map(Some).map_err(ServeError::Runtime);
+    }
+    let Some(address) = wanted else {
+        return Ok(None);
+    };
+    let socket = tokio::net::TcpListener::bind(address).await;
+    let socket = socket.map_err(|source| ServeError::Metrics { address, source })?;
+    Ok(Some(socket))
 }
 
 /// Waits for what is under way, and does not wait longer.

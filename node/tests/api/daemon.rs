@@ -1,4 +1,5 @@
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::Command;
@@ -62,8 +63,21 @@ fn a_stale_socket_is_replaced_and_a_living_daemon_is_named() {
     second.wait().unwrap();
 }
 
+/// An answer over TCP, whole.
+fn over_tcp(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
 #[test]
-fn systemd_passes_a_socket_and_hears_of_begin_and_end() {
+fn systemd_passes_sockets_and_hears_of_begin_and_end() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("passed.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -74,8 +88,10 @@ fn systemd_passes_a_socket_and_hears_of_begin_and_end() {
         let length = notify.recv(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes[..length]).into_owned()
     };
-    // As systemd does it: descriptor 3, and our own process id.
-    let script = r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@""#;
+    let metrics = TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics_at = metrics.local_addr().unwrap();
+    // As systemd does it: descriptors from 3 on, in the order of its units' names, and our own process id.
+    let script = r#"exec 3>&1 4<&0 0</dev/null 1>&2; LISTEN_PID=$$ LISTEN_FDS=2 exec "$@""#;
     let (program, _) = built();
     let mut daemon = Command::new("sh")
         .args(["-c", script, "sh"])
@@ -84,11 +100,13 @@ fn systemd_passes_a_socket_and_hears_of_begin_and_end() {
         .arg(directory.path().join("node"))
         .env("NOTIFY_SOCKET", directory.path().join("notify"))
         .stdin(OwnedFd::from(listener))
+        .stdout(OwnedFd::from(metrics))
         .spawn()
         .unwrap();
     assert_eq!(hear(), "READY=1");
     let client = rundlet_node::client::Client::new(&path).unwrap();
     assert_eq!(client.health().unwrap().pid, daemon.id());
+    assert!(over_tcp(metrics_at, "/metrics").contains("rundlet_pool_slots"));
     let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.id()).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(hear(), "STOPPING=1");
@@ -99,27 +117,13 @@ fn systemd_passes_a_socket_and_hears_of_begin_and_end() {
 #[test]
 fn figures_are_served_over_tcp_and_nothing_else_is() {
     // A port that was free a moment ago.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
     let _served = Served::with(|command| {
         command.arg("--metrics").arg(address.to_string());
     });
-    let get = |path: &str| {
-        use std::io::Write;
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    };
-    eventually("it listens", || {
-        std::net::TcpStream::connect(address).is_ok()
-    });
-    assert!(get("/metrics").contains("rundlet_pool_slots"));
-    assert!(get("/v1/sandboxes").starts_with("HTTP/1.1 404"));
+    eventually("it listens", || TcpStream::connect(address).is_ok());
+    assert!(over_tcp(address, "/metrics").contains("rundlet_pool_slots"));
+    assert!(over_tcp(address, "/v1/sandboxes").starts_with("HTTP/1.1 404"));
 }

@@ -1,7 +1,8 @@
 //! The listening socket: made here, in place of one that a dead daemon has left, or inherited from systemd.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,36 @@ use crate::host::config::SocketConfig;
 pub struct Listener {
     socket: UnixListener,
     place: Place,
+    /// For figures, if systemd has passed one on: it was made in the host's network, whatever this process sees of it.
+    metrics: Option<TcpListener>,
+}
+
+/// What systemd has passed on, told apart by what they are.
+#[derive(Debug, Default)]
+struct Passed {
+    api: Option<UnixListener>,
+    metrics: Option<TcpListener>,
+}
+
+impl Passed {
+    fn take(from: &mut ListenFd) -> Result<Self, ServeError> {
+        let mut passed = Self::default();
+        for index in 0..from.len() {
+            // One that is of another kind stays where it is.
+            if let Ok(Some(socket)) = from.take_unix_listener(index) {
+                if passed.api.replace(socket).is_some() {
+                    return Err(ServeError::Activation("two unix sockets"));
+                }
+            } else if let Ok(Some(socket)) = from.take_tcp_listener(index) {
+                if passed.metrics.replace(socket).is_some() {
+                    return Err(ServeError::Activation("two TCP sockets"));
+                }
+            } else {
+                return Err(ServeError::Activation("something else"));
+            }
+        }
+        Ok(passed)
+    }
 }
 
 /// Where it is, if it is ours to remove.
@@ -41,22 +72,17 @@ impl Listener {
     /// # Errors
     /// A living daemon has it, or it cannot be made.
     pub fn open(config: &SocketConfig) -> Result<Self, ServeError> {
-        let mut passed = ListenFd::from_env();
-        match passed.len() {
-            0 => Self::bind(config),
-            1 => {
-                let activation = |error: io::Error| ServeError::Activation(error.to_string());
-                let socket = passed.take_unix_listener(0).map_err(activation)?;
-                let socket = socket.ok_or_else(|| ServeError::Activation("it is gone".into()))?;
-                Ok(Self {
-                    socket,
-                    place: Place(None),
-                })
-            }
-            more => Err(ServeError::Activation(format!(
-                "{more} sockets were passed on"
-            ))),
-        }
+        let passed = Passed::take(&mut ListenFd::from_env())?;
+        let mut listener = match passed.api {
+            None => Self::bind(config)?,
+            Some(socket) => Self {
+                socket,
+                place: Place(None),
+                metrics: None,
+            },
+        };
+        listener.metrics = passed.metrics;
+        Ok(listener)
     }
 
     fn bind(config: &SocketConfig) -> Result<Self, ServeError> {
@@ -93,7 +119,13 @@ impl Listener {
         Ok(Self {
             socket,
             place: Place(Some((path.clone(), result?))),
+            metrics: None,
         })
+    }
+
+    /// The passed socket for figures, once.
+    pub(super) fn take_metrics(&mut self) -> Option<TcpListener> {
+        self.metrics.take()
     }
 
     /// For the runtime that this is called in.
@@ -206,7 +238,7 @@ mod tests {
             Err(ServeError::Living(_))
         ));
         // As after a kill: the file stays, nobody listens.
-        let Listener { socket, place } = first;
+        let Listener { socket, place, .. } = first;
         drop(socket);
         assert!(path.exists());
         let second = Listener::bind(&config(&path)).unwrap();
