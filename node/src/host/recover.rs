@@ -215,23 +215,29 @@ fn lines(inner: &Arc<Inner>) -> Result<Found, OpenError> {
     Ok(found)
 }
 
-/// Locks what a line is made of, if that is still what its name says.
+/// Locks what a line is made of, if that is still there: also what has lost its name since.
 fn hold(inner: &Inner, record: &LineRecord) -> Held {
     let image = |name: &str| {
-        let image = inner.store.find(&name.parse().ok()?).ok()?;
-        (image.digest == record.made_of).then_some(Held::Image { _image: image })
+        let image = inner
+            .store
+            .find_digest(&name.parse().ok()?, &record.made_of);
+        Some(Held::Image {
+            _image: image.ok()?,
+        })
     };
-    let template = |name: &str| {
-        let template = Templates::of(&inner.store).find(&name.parse().ok()?).ok()?;
+    let template = || {
+        let template = Templates::of(&inner.store)
+            .find_build(&record.made_of)
+            .ok()?;
         let binding = template::binding_now(&inner.store, &template.record).ok()?;
-        (template.record.id == record.made_of).then(|| Held::Template {
+        Some(Held::Template {
             template: Box::new(template),
             binding,
         })
     };
     let held = match &record.source {
         Source::Image(name) => image(name),
-        Source::Template(name) => template(name),
+        Source::Template(_) => template(),
     };
     held.unwrap_or(Held::Retired)
 }

@@ -156,6 +156,15 @@ impl Store {
         self.open_image(name, &reference.digest)
     }
 
+    /// Locks the image of this digest against removal, whatever its name points to by now.
+    ///
+    /// # Errors
+    /// It is no longer there, or the store cannot be read.
+    pub fn find_digest(&self, name: &ImageName, digest: &str) -> Result<Image, StoreError> {
+        let _shared = self.lock(FlockOperation::LockShared)?;
+        self.open_image(name, digest)
+    }
+
     /// Locks an image by its digest; `name` is for the error. Under the shared lock.
     pub(crate) fn open_image(&self, name: &ImageName, digest: &str) -> Result<Image, StoreError> {
         let path = self.image_path(digest);

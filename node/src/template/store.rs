@@ -145,6 +145,18 @@ impl Templates {
         self.open(path.to_path_buf(), record.clone())
     }
 
+    /// The same with the build of this id, whatever its name points to by now.
+    ///
+    /// # Errors
+    /// It is no longer there, or the store cannot be read.
+    pub fn find_build(&self, id: &str) -> Result<Template, TemplateError> {
+        let _shared = self.store.lock(FlockOperation::LockShared)?;
+        let path = self.builds().join(id);
+        let record = Record::read(&path)?;
+        self.open(path, record)
+    }
+
+    /// Locks it, and its image, of which nobody may make away with either meanwhile.
     fn open(&self, path: PathBuf, record: Record) -> Result<Template, TemplateError> {
         let lock = File::open(&path).map_err(PathError::at("open", &path))?;
         flock(&lock, FlockOperation::LockShared).map_err(PathError::at("lock", &path))?;

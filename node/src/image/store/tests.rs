@@ -87,6 +87,9 @@ fn a_name_moves_and_the_old_image_goes_when_nobody_uses_it() {
     add(&store, "one", "bbb");
     assert!(old.path.exists());
     assert_eq!(images(&store), 2);
+    // As a daemon that was restarted finds it again, which then keeps it.
+    let again = store.find_digest(&"one".parse().unwrap(), "sha256-aaa");
+    assert_eq!(again.unwrap().path, old.path);
     drop(old);
     add(&store, "two", "ccc");
     assert_eq!(images(&store), 2);

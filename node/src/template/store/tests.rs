@@ -146,8 +146,14 @@ fn a_rebuild_replaces_the_name_and_leaves_the_old_one_to_its_users() {
     assert_eq!(fs::read_to_string(old.path.join("memory")).unwrap(), "id1");
     let new = templates.find(&name("one")).unwrap();
     assert_eq!(new.record.id, "id2");
+    // As a daemon that was restarted finds it again, which then keeps it.
+    let again = templates.find_build("id1").unwrap();
+    assert_eq!(again.path, old.path);
     templates.release(old);
+    assert_eq!(builds(&store), 2);
+    templates.release(again);
     assert_eq!(builds(&store), 1);
+    assert!(templates.find_build("id1").is_err());
     templates.release(new);
     assert_eq!(builds(&store), 1);
 }
