@@ -27,7 +27,8 @@ pub(crate) use pool::Pool;
 pub(crate) use run::{Daemon, Run};
 pub(crate) use serve::Serve;
 pub(crate) use template::{
-    Build, Inspect, List as TemplateList, Remove as TemplateRemove, Template, TemplateVerb,
+    Build, Check as TemplateCheck, Inspect, List as TemplateList, Remove as TemplateRemove,
+    Template, TemplateVerb,
 };
 pub(crate) use words::split_switches;
 

@@ -179,6 +179,16 @@ impl Client {
         self.runtime.block_on(answer).map(drop)
     }
 
+    /// Removes an image or a template of the daemon's store. `kind` is `images` or `templates`.
+    ///
+    /// # Errors
+    /// See [`Client::create`].
+    pub fn remove_from_store(&self, kind: &str, name: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/{kind}/{}", escape(name));
+        let answer = self.ask(Method::DELETE, &path, &[], None);
+        self.runtime.block_on(answer).map(drop)
+    }
+
     /// Any resource.
     ///
     /// # Errors

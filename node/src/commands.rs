@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use rundlet_node::error::chain;
 use rundlet_node::host::config::Config;
-use rundlet_node::image::{Store, import};
+use rundlet_node::image::{Store, StoreError, import};
 use rundlet_node::sandbox::{Evidence, printable};
-use rundlet_node::template::{Templates, build};
+use rundlet_node::template::{TemplateError, Templates, build};
 use rundlet_node::{bench, doctor, fleet, places, pool, run as recipe};
 
 use crate::cli;
@@ -186,8 +186,13 @@ fn image_list(args: &cli::List) -> Result<(), Box<dyn Error>> {
 }
 
 fn image_remove(args: &cli::Remove) -> Result<(), Box<dyn Error>> {
-    let removed = Store::open(&places::store())?.remove(&args.name)?;
-    println!("removed {}", removed.name);
+    match Store::open(&places::store())?.remove(&args.name) {
+        Err(StoreError::InUse { name, pids }) if daemon::is_among(&pids) => {
+            daemon::remove_from_store("images", &name.to_string())?;
+        }
+        other => drop(other?),
+    }
+    println!("removed {}", args.name);
     Ok(())
 }
 
@@ -196,6 +201,7 @@ pub(crate) fn template(args: cli::Template) -> u8 {
         cli::TemplateVerb::Build(args) => return template_build(*args),
         cli::TemplateVerb::List(args) => template_list(&args),
         cli::TemplateVerb::Inspect(args) => template_inspect(&args),
+        cli::TemplateVerb::Check(args) => template_check(&args),
         cli::TemplateVerb::Remove(args) => template_remove(&args),
     };
     match result {
@@ -269,8 +275,20 @@ fn template_inspect(args: &cli::Inspect) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn template_check(args: &cli::TemplateCheck) -> Result<(), Box<dyn Error>> {
+    let store = Store::open(&places::store())?;
+    rundlet_node::template::check(&store, &args.name)?;
+    println!("{} fits", args.name);
+    Ok(())
+}
+
 fn template_remove(args: &cli::TemplateRemove) -> Result<(), Box<dyn Error>> {
-    templates()?.remove(&args.name)?;
+    match templates()?.remove(&args.name) {
+        Err(TemplateError::InUse { name, pids }) if daemon::is_among(&pids) => {
+            daemon::remove_from_store("templates", &name.to_string())?;
+        }
+        other => other?,
+    }
     println!("removed {}", args.name);
     Ok(())
 }

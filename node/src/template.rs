@@ -10,6 +10,7 @@
 //! ```
 
 pub mod build;
+mod fit;
 mod inspection;
 mod name;
 mod record;
@@ -18,6 +19,7 @@ mod trial;
 mod warm_up;
 
 pub(crate) use build::{binding_now, guest_files, with_fitting};
+pub use fit::{FitError, check};
 pub use inspection::{FileSize, Inspection};
 pub use name::TemplateName;
 pub use record::{Binding, Recipe, Record, RecordError, WarmUp};

@@ -242,4 +242,6 @@ impl Node for Double {
     fn store(&self) -> &Store {
         &self.0.store
     }
+
+    fn let_go(&self) {}
 }

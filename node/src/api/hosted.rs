@@ -109,6 +109,10 @@ impl Node for Host {
     fn store(&self) -> &Store {
         Host::store(self)
     }
+
+    fn let_go(&self) {
+        Host::let_go(self);
+    }
 }
 
 /// One that says what it has done.

@@ -104,7 +104,11 @@ pub(super) async fn remove(
     Path(text): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let name = name(&text, "name")?;
-    app.long(move |node| node.store().remove(&name)).await??;
+    let removal = app.long(move |node| {
+        node.let_go();
+        node.store().remove(&name)
+    });
+    removal.await??;
     Ok(StatusCode::NO_CONTENT)
 }
 

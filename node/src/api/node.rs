@@ -99,6 +99,9 @@ pub trait Node: Send + Sync + 'static {
 
     fn store(&self) -> &Store;
 
+    /// Lets go of images and templates that no sandbox uses, though it still has them at hand: they can be removed then.
+    fn let_go(&self);
+
     /// # Errors
     /// It cannot be built; what had its name still has it.
     fn build_template(&self, request: &build::Request) -> Result<Record, RunError> {

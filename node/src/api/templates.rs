@@ -184,7 +184,10 @@ pub(super) async fn remove(
     Path(text): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let name = name(&text)?;
-    let removal = app.long(move |node| Templates::of(node.store()).remove(&name));
+    let removal = app.long(move |node| {
+        node.let_go();
+        Templates::of(node.store()).remove(&name)
+    });
     removal.await??;
     Ok(StatusCode::NO_CONTENT)
 }

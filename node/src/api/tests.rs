@@ -86,6 +86,8 @@ impl Node for Nobody {
     fn store(&self) -> &Store {
         &self.0
     }
+
+    fn let_go(&self) {}
 }
 
 fn nobody() -> (tempfile::TempDir, Router, watch::Sender<Age>) {

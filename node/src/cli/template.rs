@@ -23,6 +23,7 @@ pub(crate) enum TemplateVerb {
     Build(Box<Build>),
     List(List),
     Inspect(Inspect),
+    Check(Check),
     Remove(Remove),
 }
 
@@ -109,6 +110,14 @@ pub(crate) struct List {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "inspect")]
 pub(crate) struct Inspect {
+    #[argh(positional)]
+    pub(crate) name: TemplateName,
+}
+
+/// Says whether a template can be cloned on this host, by what is installed now. Exit code 1 and why when it cannot.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "check")]
+pub(crate) struct Check {
     #[argh(positional)]
     pub(crate) name: TemplateName,
 }

@@ -31,6 +31,17 @@ fn connect() -> Result<Client, ClientError> {
     Client::new(&client::socket())
 }
 
+/// Whether the daemon is one of these processes: what they hold is in its store then, and it may let go of it.
+pub(super) fn is_among(pids: &[u32]) -> bool {
+    let health = connect().and_then(|client| client.health());
+    health.is_ok_and(|health| pids.contains(&health.pid))
+}
+
+/// `kind` as [`Client::remove_from_store`] takes it.
+pub(super) fn remove_from_store(kind: &str, name: &str) -> Result<(), ClientError> {
+    connect()?.remove_from_store(kind, name)
+}
+
 /// The daemon that hosts a run; none if we do. An exit code where it cannot be so.
 pub(super) fn host(args: &cli::Run) -> Result<Option<Client>, u8> {
     let ours = args.ours_alone();
