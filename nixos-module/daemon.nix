@@ -69,6 +69,11 @@ let
         ${lib.getExe package} serve --check --config $out
       '';
 
+  metrics = settings.metrics ? listen;
+  sockets = [ "rundlet.socket" ] ++ lib.optional metrics "rundlet-metrics.socket";
+  # Before the daemon.
+  needed = [ "rundlet-pool.service" ] ++ sockets;
+
   rundlet = verb: "${lib.getExe package} ${verb} --config ${configuration}";
   # Of all sandboxes.
   many = {
@@ -121,28 +126,35 @@ in
       };
     };
 
+    # Made by systemd, so that the daemon needs no network of its own.
+    systemd.sockets.rundlet-metrics = lib.mkIf metrics {
+      description = "Metrics of the sandbox daemon";
+      wantedBy = [ "sockets.target" ];
+      socketConfig = {
+        ListenStream = settings.metrics.listen;
+        # An address may come up later than the sockets.
+        FreeBind = true;
+        Service = "rundlet.service";
+      };
+    };
+
     systemd.services.rundlet = {
       description = "Sandbox daemon";
       # Not only by its socket: it serves metrics, and looks after what a former daemon left.
       wantedBy = [ "multi-user.target" ];
-      requires = [
-        "rundlet-pool.service"
-        "rundlet.socket"
-      ];
-      after = [
-        "rundlet-pool.service"
-        "rundlet.socket"
-        "systemd-tmpfiles-setup.service"
-      ];
+      requires = needed;
+      after = needed ++ [ "systemd-tmpfiles-setup.service" ];
       unitConfig.RequiresMountsFor = "/var/lib/rundlet";
       restartTriggers = [ configuration ];
       serviceConfig =
-        hardening.daemon { network = settings.metrics ? listen; }
+        hardening.daemon { cgroups = settings.cgroup.root; }
         // many
         // {
           Type = "notify";
           ExecStart = rundlet "serve";
           Slice = "${cfg.pool.slice}.slice";
+          # Named for switch-to-configuration, which makes them anew with the service.
+          Sockets = sockets;
           # Sandboxes, zygotes and block backends stay when it goes.
           KillMode = "process";
           Restart = "always";

@@ -4,7 +4,8 @@
 
 DECLARED: {"image": {NAME: {"make": [WORDS AFTER `rundlet image`]}}, "template": ...}. STATE remembers what was made
 from what, and is written after each step. What is no longer declared is removed; where `rundlet` refuses, because it is
-in use, it is remembered and tried again the next time. Status 1 if something could not be made.
+in use, it is remembered and tried again the next time. A template that no longer fits this host is made again, though
+its definition is the same. Status 1 if something could not be made.
 """
 
 import json
@@ -57,11 +58,16 @@ def remove(program: str, kind: str, declared: dict, state: State) -> None:
         state.write()
 
 
+def fits(program: str, kind: str, name: str) -> bool:
+    """Templates are bound to more than their definitions tell: the processor, and what KVM offers of it."""
+    return kind != "template" or rundlet(program, kind, "check", name).returncode == 0
+
+
 def make(program: str, kind: str, declared: dict, state: State) -> bool:
     whole = True
     present = there(program, kind)
     for name, definition in sorted(declared.items()):
-        if name in present and state.of(kind).get(name) == definition:
+        if name in present and state.of(kind).get(name) == definition and fits(program, kind, name):
             continue
         if rundlet(program, kind, *definition["make"]).returncode != 0:
             print(f"{kind} {name} could not be made", file=sys.stderr)

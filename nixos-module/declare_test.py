@@ -5,7 +5,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-# A `rundlet` whose store is a file: names, and those that are in use. Each change is written to a log.
+# A `rundlet` whose store is a file: names, those that are in use, those that do not fit. Each change is written to a log.
 DOUBLE = """#!{python} -IS
 import json, sys
 store = {store!r}
@@ -14,6 +14,8 @@ content = json.load(open(store))
 if verb == "ls":
     print(json.dumps([{{"name": name}} for name in content[kind]]))
     sys.exit()
+if verb == "check":
+    sys.exit(words[0] in content["unfit"])
 content["log"].append(" ".join([kind, verb, *words]))
 status = 0
 if verb == "rm" and words[0] in content["used"] or words[0] == "bad":
@@ -31,7 +33,7 @@ class Declare(unittest.TestCase):
     def setUp(self):
         self.work = Path(self.enterContext(tempfile.TemporaryDirectory()))
         self.store = self.work / "store.json"
-        self.keep(image=["by-hand:latest"], template=[], used=[], log=[])
+        self.keep(image=["by-hand:latest"], template=[], used=[], unfit=[], log=[])
         self.program = self.work / "rundlet"
         self.program.write_text(DOUBLE.format(python=sys.executable, store=str(self.store)))
         self.program.chmod(0o755)
@@ -73,6 +75,11 @@ class Declare(unittest.TestCase):
         self.declare({"a": "/1"})
         self.keep(image=[])
         self.assertEqual(self.declare({"a": "/1"}), ["image import /1 a"])
+
+    def test_a_template_that_no_longer_fits_is_made_again(self):
+        self.declare({"a": "/1"}, {"t": 1, "u": 1})
+        self.keep(unfit=["t:latest", "a:latest"])
+        self.assertEqual(self.declare({"a": "/1"}, {"t": 1, "u": 1}), ["template build image t"])
 
     def test_removed_when_no_longer_declared_templates_first(self):
         self.declare({"a": "/1"}, {"t": 1})

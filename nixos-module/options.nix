@@ -112,7 +112,8 @@ in
       example = literalExpression ''{ py = { image = "python"; warmUp = [ "python3" "-c" "import json" ]; }; }'';
       description = ''
         Templates by name, built when the system is activated, for `rundlet run --template`. One is built again when
-        its definition, its declared image or {option}`package` changes, and removed as images are.
+        its definition, its declared image or {option}`package` changes, or when this host is no longer the one it was made
+        on (another processor, another kernel's KVM), and removed as images are. Sandboxes of the one before live on.
       '';
     };
 

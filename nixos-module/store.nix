@@ -8,6 +8,7 @@
 let
   cfg = config.services.rundlet;
 
+  hardening = import ./hardening.nix;
   package = cfg.finalPackage;
 
   # The store's own form of a name: `latest` where there is no tag.
@@ -79,31 +80,16 @@ in
     systemd.services.rundlet-store = {
       description = "Images and templates that the configuration declares";
       wantedBy = [ "multi-user.target" ];
-      after = [ "systemd-tmpfiles-setup.service" ];
+      # After the daemon, which tells what its sandboxes use: asked while it is being restarted, nobody would know.
+      after = [ "systemd-tmpfiles-setup.service" ] ++ lib.optional cfg.daemon.enable "rundlet.service";
       unitConfig.RequiresMountsFor = "/var/lib/rundlet";
       restartTriggers = [ declared ];
-      serviceConfig = {
+      serviceConfig = hardening.store // {
         Type = "oneshot";
         RemainAfterExit = true;
         ExecStart = "${lib.getExe pkgs.python3Minimal} ${./declare.py} ${lib.getExe package} ${declared} /var/lib/rundlet/declared.json";
         # Building a template boots a machine for each.
         TimeoutStartSec = "1h";
-        UMask = "0077";
-        # Importing needs to own files of others; networks, other processes and the rest of the system it does not need.
-        PrivateNetwork = true;
-        PrivateTmp = true;
-        ProtectHome = "read-only";
-        ProtectSystem = "full";
-        ProtectKernelTunables = true;
-        ProtectKernelModules = true;
-        ProtectKernelLogs = true;
-        ProtectClock = true;
-        ProtectHostname = true;
-        RestrictAddressFamilies = [ "AF_UNIX" ];
-        RestrictRealtime = true;
-        LockPersonality = true;
-        NoNewPrivileges = true;
-        SystemCallArchitectures = "native";
       };
     };
   };

@@ -15,6 +15,7 @@ let
     "share/rundlet" = rundlet.guest;
     "test/debian.tar" = guest-image-python.tar;
     "test/README.md" = ../README.md;
+    "test/golden" = ./golden;
   };
 
   keeper = pkgs.runCommandCC "kvm-keeper" { } ''
@@ -53,7 +54,10 @@ in
   systemd.services.kvm-keeper = {
     description = "Keep KVM's static keys from flipping";
     wantedBy = [ "multi-user.target" ];
-    before = [ "rundlet-store.service" ];
+    before = [
+      "rundlet.service"
+      "rundlet-store.service"
+    ];
     path = [ pkgs.kmod ];
     preStart = "grep -qw svm /proc/cpuinfo && exec modprobe kvm-amd; exec modprobe kvm-intel";
     serviceConfig = {

@@ -62,7 +62,7 @@ ALL = [
     ),
     Mutation(
         name="directive-that-systemd-does-not-know",
-        file="nixos-module/store.nix",
+        file="nixos-module/hardening.nix",
         old="ProtectClock = true;",
         new="ProtectClok = true;",
         check="units",
@@ -79,13 +79,10 @@ ALL = [
     Mutation(
         name="dependency-between-units-missing",
         file="nixos-module/daemon.nix",
-        old="""      after = [
-        "rundlet-pool.service"
-""",
-        new="""      after = [
-""",
+        old="after = needed ++ [",
+        new="after = [",
         check="order",
-        words="does not wait for ['rundlet-pool.service']",
+        words="does not wait for ['rundlet-metrics.socket', 'rundlet-pool.service', 'rundlet.socket']",
     ),
     Mutation(
         name="pool-that-nobody-starts",

@@ -55,12 +55,13 @@ def golden(tree: Tree) -> None:
 
 def units(tree: Tree) -> None:
     analyze = tool("systemd-analyze", "package systemd")
+    texts = {name.removeprefix(UNITS): text for name, text in render(tree).items() if name.startswith(UNITS)}
     with tempfile.TemporaryDirectory() as work:
-        for name, text in render(tree).items():
-            if not name.startswith(UNITS):
-                continue
-            path = Path(work) / name.removeprefix(UNITS)
-            path.write_text(text)
+        # All of them first: a socket wants to see its service.
+        for name, text in texts.items():
+            (Path(work) / name).write_text(text)
+        for name in texts:
+            path = Path(work) / name
             done = subprocess.run(
                 [analyze, "verify", "--man=no", "--recursive-errors=no", path],
                 capture_output=True,
