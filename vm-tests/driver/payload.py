@@ -4,8 +4,8 @@ Seen in the worker as /opt/rundlet, laid out like an installation:
   bin/            rundlet, rundlet-vmm, vhost-blk-ro, and the claims' own tools (vm-tests/tools)
   share/rundlet/  vmlinux, initrd.cpio
   store/          images imported on the host, which a unit of the worker copies to /var/lib/rundlet
-  test/           root filesystems as tar files, for claims that import; golden/, what the NixOS module renders;
-                  documents with lines that a claim runs
+  test/           root filesystems as tar files, for claims that import; golden/, what the NixOS module renders, and
+                  the module's own program, declare.py; documents with lines that a claim runs
 """
 
 import contextlib
@@ -97,6 +97,8 @@ def contents(tree: Path, say) -> list[tuple[str, Path]]:
     contents += [(f"bin/{path.name}", path) for path in sorted(tools.glob("*")) if path.is_file()]
     golden = tree / "vm-tests/golden"
     contents += [(f"test/golden/{path.relative_to(golden)}", path) for path in sorted(golden.rglob("*")) if path.is_file()]
+    declare = tree / "nixos-module/declare.py"
+    contents.append((f"test/{declare.name}", declare))
     return contents
 
 
