@@ -51,10 +51,7 @@ impl Budget {
     pub(super) fn take(self: &Arc<Self>, memory_mib: u32) -> Result<Part, HostError> {
         let deadline = Instant::now() + self.patience;
         let mut taken = self.lock();
-        loop {
-            let Err(full) = self.fits(&taken, memory_mib) else {
-                break;
-            };
+        while let Err(full) = self.fits(&taken, memory_mib) {
             let left = deadline.saturating_duration_since(Instant::now());
             // What no end of others can make possible is not waited for.
             if left.is_zero() || self.fits(&Taken::default(), memory_mib).is_err() {
