@@ -141,6 +141,22 @@ ALL = [
         words="not in flake.lock",
     ),
     Mutation(
+        name="readme-with-an-option-of-old",
+        file="README.md",
+        old="services.rundlet.pool.slots = 200;",
+        new="services.rundlet.slots = 200;",
+        check="readme",
+        words="services.rundlet.slots' does not exist",
+    ),
+    Mutation(
+        name="readme-with-a-switch-of-old",
+        file="README.md",
+        old='rundlet rm --force "$sandbox"',
+        new='rundlet rm --kill "$sandbox"',
+        check="readme-commands",
+        words="--kill",
+    ),
+    Mutation(
         name="broken-claim",
         file="vm-tests/root-is-read-only.py",
         old="before = machine.succeed(",

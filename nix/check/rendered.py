@@ -162,6 +162,24 @@ def commands(tree: Tree) -> None:
                 raise Failure(f"rundlet {kind} {' '.join(definition['make'])} ({name}):\n{done.stderr}")
 
 
+def readme_commands(tree: Tree) -> None:
+    """The command lines under the README's flake: our own binary understands each, and gets as far as missing a daemon."""
+    program = _rundlet(tree)
+    block = re.search(r"```nix\n[^`]*outputs =.*?```\n+```\n(.*?)```", (tree.root / "README.md").read_text(), re.DOTALL)
+    lines = block[1].splitlines() if block else []
+    if not any("rundlet create" in line for line in lines):
+        raise Failure("no first sandbox is shown under the flake")
+    with tempfile.TemporaryDirectory() as work:
+        (Path(work) / "rundlet").symlink_to(program)
+        env = {"PATH": f"{work}:/usr/bin:/bin", "RUNDLET_SOCKET": f"{work}/nowhere.sock"}
+        for line in lines:
+            done = subprocess.run(
+                ["bash", "-c", f"sandbox=0123456789ab; {line}"], env=env, capture_output=True, text=True, check=False
+            )
+            if "no daemon answers" not in done.stderr:
+                raise Failure(f"{line}\n{done.stderr}")
+
+
 def kernel_config(tree: Tree) -> None:
     """Every line of the fragments survives kconfig, by the script that the guest kernel's derivation runs."""
     cache = Path(os.environ.get("RUNDLET_CACHE", Path.home() / ".cache/rundlet"))
@@ -181,5 +199,6 @@ CHECKS = {
     "tmpfiles": tmpfiles,
     "programs": programs,
     "commands": commands,
+    "readme-commands": readme_commands,
     "kernel-config": kernel_config,
 }
