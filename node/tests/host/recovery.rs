@@ -192,7 +192,9 @@ fn what_ended_meanwhile_has_failed() {
     assert_eq!(phase, "failed");
     assert!(reason.contains("block backend"), "{reason}");
     daemon.eventually_empty();
-    assert!(entries(&fixture.path("run/serve/lines")).is_empty());
+    // On a busy machine the killed ones were still ending when they were found.
+    let lines = || entries(&fixture.path("run/serve/lines"));
+    eventually("their lines have gone", || lines().is_empty());
     let id = daemon.boot_one();
     assert_eq!(daemon.sh(&id, "echo on")["stdout"], "on\n");
 }
