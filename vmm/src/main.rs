@@ -1,6 +1,6 @@
 //! rundlet-vmm: parse, run, and say how it ended.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,6 +25,9 @@ use rustix::thread::set_name;
 /// Exit code of a bad spec or command line.
 const USAGE: u8 = 2;
 
+/// What the kernel adds to a sandbox's badness when memory is short, of 1000, proc_pid_oom_score_adj(5).
+const EXPENDABLE: i16 = 500;
+
 fn main() -> ExitCode {
     let timeline = Timeline::start();
     // The queue crate logs what a guest can cause as often as it likes.
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         .format_target(false)
         .init();
     rundlet_jail::panic::without_backtrace();
+    be_expendable();
     let cli: Cli = match parse_arguments() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -43,6 +47,21 @@ fn main() -> ExitCode {
         Command::Zygote(arguments) => zygote(&arguments),
     }
     .unwrap_or_else(|error| refuse(&error))
+}
+
+/// A host short of memory ends a sandbox before what serves all of them. Who started us may be exempt (a daemon whose unit
+/// says so), and so would we: a sandbox over its cgroup's limit would then stand still for ever instead of being killed.
+fn be_expendable() {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    let now = fs::read_to_string(PATH);
+    let now = now.map(|text| text.trim().parse::<i16>().unwrap_or(i16::MIN));
+    let done = match now {
+        Ok(now) if now >= EXPENDABLE => Ok(()),
+        _ => fs::write(PATH, EXPENDABLE.to_string()),
+    };
+    if let Err(error) = done {
+        log::warn!("{PATH}: {error}");
+    }
 }
 
 fn boot(arguments: Boot, timeline: &Timeline) -> anyhow::Result<ExitCode> {
