@@ -36,8 +36,6 @@ pub fn vcpu(duty: Duty) -> Vec<Allowed> {
         no_files(),
         // The guest. Nothing else is asked of KVM.
         one_of(libc::SYS_ioctl, 1, &[io(0x80)]), // KVM_RUN
-        // Commands of the main thread interrupt a wait.
-        call(libc::SYS_restart_syscall),
         // A vCPU that was told to finish ends its thread.
         call(libc::SYS_exit),
     ]);
@@ -132,6 +130,9 @@ fn every_thread() -> Vec<Allowed> {
         // Time, where the kernel gives it by system call only.
         call(libc::SYS_clock_gettime),
         call(libc::SYS_clock_nanosleep),
+        // A wait goes on that was interrupted for nothing: by a command of the main thread, or a signal that another
+        // thread has taken.
+        call(libc::SYS_restart_syscall),
         // How many processors there are, for the allocator.
         call(libc::SYS_sched_getaffinity),
         // Memory, never to be executed.
