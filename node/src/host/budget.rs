@@ -54,7 +54,7 @@ impl Budget {
         while let Err(full) = self.fits(&taken, memory_mib) {
             let left = deadline.saturating_duration_since(Instant::now());
             // What no end of others can make possible is not waited for.
-            if left.is_zero() || self.fits(&Taken::default(), memory_mib).is_err() {
+            if taken.closed || left.is_zero() || self.fits(&Taken::default(), memory_mib).is_err() {
                 return Err(full);
             }
             let woken = self.changed.wait_timeout(taken, left);
