@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, openat};
 
@@ -50,10 +52,12 @@ pub(super) fn bury(inner: &Arc<Inner>, resident: &Arc<Resident>, why: Option<&st
     last.ended_ms = Some(super::events::now_ms());
     drop(state);
     leave_record(inner, resident, &last);
-    if let Err(error) = claim::remove(&resident.directory) {
+    // Ends what else is in it: a process that was made for the sandbox, and of which word never came.
+    drop(slot);
+    if let Err(error) = remove(&resident.directory) {
         log::warn!("cannot remove {}: {error}", resident.directory.display());
     }
-    drop((slot, seat, part));
+    drop((seat, part));
     let mut state = resident.lock();
     resident.enter(&mut state, next, reason.as_deref(), &inner.events);
     let remove = state.remove_when_ended;
@@ -92,6 +96,19 @@ fn leave_record(inner: &Inner, resident: &Resident, last: &record::Record) {
             chain(&error)
         );
     }
+}
+
+/// What is being killed may still add to the directory.
+fn remove(directory: &Path) -> io::Result<()> {
+    for _ in 0..40 {
+        match claim::remove(directory) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            done => return done,
+        }
+    }
+    claim::remove(directory)
 }
 
 fn make_sure(process: &super::resident::Process) {
