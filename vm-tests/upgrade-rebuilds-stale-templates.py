@@ -78,7 +78,7 @@ with subtest("the host is another, and the configuration is the same: what a boo
         f"cp {NEXT}/libexec/rundlet-vmm /srv/vmm && echo >>/srv/vmm && mv /srv/vmm {NEXT}/libexec/rundlet-vmm",
         "systemctl restart rundlet.service",
     )
-    said = machine.fail("rundlet create --template declared 2>&1")
+    said = machine.fail(f"{NEXT}/rundlet template check declared 2>&1")
     assert "another build" in said, said
     machine.succeed("systemctl restart rundlet-store.service", timeout=900)
     third = template()
