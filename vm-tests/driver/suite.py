@@ -1,7 +1,8 @@
 """Workers and claims brought together.
 
-Claims that do not ask for a worker of their own share one. After a failure the worker is thrown away: what a failed
-claim leaves behind must not decide the next one. A claim whose worker was ended by its emulator gets one more.
+Claims that do not ask for a worker of their own share one. It is thrown away after a failure, and after a claim that
+left processes, sockets or runtime files of sandboxes in it: what one leaves behind must not decide the next one. A
+claim whose worker was ended by its emulator gets one more.
 """
 
 import queue
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from . import claims
 from .claims import Claim, Outcome
-from .machine import Machine
+from .machine import Machine, MachineError
 from .passes import Passes
 from .qemu import Qemu
 
@@ -20,6 +21,9 @@ from .qemu import Qemu
 # the middle of entering or leaving a guest, which ends in the first two; and, on a busy host, a second processor that
 # loses its timer while the worker boots. No claim of ours can make or hide them.
 EMULATOR_DEATHS = ("BUG: TASK stack guard page was hit", "Oops: int3", "Possible timer handling issue on cpu=")
+
+# Prints what a worker in which nothing has run yet does not have.
+LEFT_BEHIND = "leftovers | grep -E '^(process|socket|open|file /run/)' || true"
 
 
 class Log:
@@ -101,11 +105,23 @@ class Suite:
                         self.again.append(claim)
                     machine.discard()
                     outcome = claims.run(claim, machine)
+                used_up = outcome.error is not None or claim.fresh_worker or not self._is_clean(machine, log)
                 self._record(outcome, machine, log)
-                if outcome.error is not None or claim.fresh_worker:
+                if used_up:
                     machine.discard()
         finally:
             machine.discard()
+
+    def _is_clean(self, machine: Machine, log: Log) -> bool:
+        if not machine.booted:
+            return True
+        try:
+            left = machine.raw(LEFT_BEHIND, 60).stdout.decode(errors="replace")
+        except MachineError as error:
+            left = str(error)
+        if left:
+            log(f"the worker is thrown away, since this claim left in it:\n{left}")
+        return not left
 
     def _emulator_died(self, outcome: Outcome, machine: Machine) -> bool:
         if not (self._emulated and outcome.machine_failed):

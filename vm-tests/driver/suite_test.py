@@ -4,6 +4,7 @@ from pathlib import Path
 from unittest import mock
 
 from driver import claims
+from driver.channel import Answer
 from driver.claims import Claim, Outcome
 from driver.passes import Passes
 from driver.suite import EMULATOR_DEATHS, Suite
@@ -20,6 +21,8 @@ class Suites(unittest.TestCase):
         self.enterContext(mock.patch.object(claims, "run", self.run_claim))
         self.machine = self.enterContext(mock.patch("driver.suite.Machine")).return_value
         self.machine.console_text.side_effect = lambda: self.console
+        self.left = []
+        self.machine.raw.side_effect = lambda command, timeout: Answer(0, self.left.pop(0) if self.left else b"", b"")
 
     def run_claim(self, claim, machine):
         return self.outcomes.pop(0)
@@ -61,6 +64,22 @@ class Suites(unittest.TestCase):
             suite = self.suite(emulated=emulated)
             self.assertFalse(suite.run([claim], 1))
             self.assertEqual((len(suite.failed), len(suite.again), self.outcomes), (1, 0, []))
+
+    def test_a_worker_in_which_something_was_left_does_not_serve_the_next_claim(self):
+        for left, discarded in (([b"process vhost-blk-ro", b""], 2), ([b"", b""], 1)):
+            first, second, self.left = self.claim(), self.claim("it-holds-too"), left
+            self.machine.discard.reset_mock()
+            self.outcome(first)
+            self.outcome(second)
+            self.assertTrue(self.suite().run([first, second], 1))
+            self.assertEqual(self.machine.discard.call_count, discarded, left)
+
+    def test_what_was_left_is_told_in_the_claims_log(self):
+        claim, self.left = self.claim(), [b"process vhost-blk-ro"]
+        self.outcome(claim)
+        self.assertTrue(self.suite().run([claim], 1))
+        log = (self.folder / "results" / "it-holds" / "claim.log").read_text()
+        self.assertIn("process vhost-blk-ro", log)
 
     def test_what_has_passed_with_the_same_programs_is_not_run_again(self):
         claim, passes = self.claim(), Passes(self.folder / "passes", "programs")
