@@ -15,6 +15,7 @@ mod network;
 mod power;
 mod process;
 mod program;
+mod quiet;
 mod reap;
 mod renewal;
 mod rootfs;
@@ -62,6 +63,7 @@ fn boot() -> Result<Infallible, Box<dyn Error>> {
     rootfs::assemble(&config)?;
     rootfs::enter()?;
     mounts::api()?;
+    quiet::settle_down()?;
     network::set_up(&config.hostname)?;
     let listener = network::listen_vsock()?;
     let cgroups = Cgroups::open(Some(mounts::CGROUP));
