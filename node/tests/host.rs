@@ -2,6 +2,9 @@
 //! and a daemon without an API (`examples/daemon`). No KVM, no guest, no cgroups.
 
 #[cfg(test)]
+#[path = "host/cycles.rs"]
+mod cycles;
+#[cfg(test)]
 #[path = "host/daemon.rs"]
 mod daemon;
 #[cfg(test)]

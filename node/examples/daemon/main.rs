@@ -71,6 +71,7 @@ fn main() {
     for line in io::stdin().lock().lines().map_while(Result::ok) {
         let request: Value = serde_json::from_str(&line).unwrap();
         let (host, held, runtime) = (host.clone(), Arc::clone(&held), runtime.handle().clone());
+        at_work.retain(|thread: &thread::JoinHandle<()>| !thread.is_finished());
         at_work.push(thread::spawn(move || {
             let answer = answer(&host, &held, &runtime, &request);
             say(&json!({"tag": request["tag"], "answer": answer}));

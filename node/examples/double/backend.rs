@@ -47,8 +47,7 @@ pub(crate) fn serve(config: &Value) -> Anything {
     if keep.is_none() {
         for (listener, _) in &sockets {
             let listener = listener.try_clone()?;
-            // Sessions end with us.
-            thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
+            thread::spawn(move || hold_sessions(&listener));
         }
     }
     if let Some((layer, path)) = keep {
@@ -71,6 +70,13 @@ pub(crate) fn serve(config: &Value) -> Anything {
         let _ = fs::remove_file(socket);
     }
     Ok(())
+}
+
+/// A session ends with the VMM at its other end, or with us.
+fn hold_sessions(listener: &UnixListener) {
+    for mut session in listener.incoming().flatten() {
+        thread::spawn(move || session.read_to_end(&mut Vec::new()));
+    }
 }
 
 /// Everybody who connects is told the same.

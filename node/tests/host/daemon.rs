@@ -182,6 +182,10 @@ impl<'a> Daemon<'a> {
         (text(&detail["phase"]), text(&detail["reason"]))
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// As an operator's `kill -9`.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
