@@ -83,6 +83,9 @@ in
       startDeadline =
         maybe (types.ints.between 1 3600) 10
           "How long a start may wait for its turn, in seconds; null for 30.";
+      firstCommand =
+        maybe (types.ints.between 1 3600) 300
+          "How long a sandbox that goes with its command waits for it, in seconds: whoever wanted to run it may have died. null for 60.";
       endedRecords =
         maybe (types.ints.between 0 100000) 50
           "Number of sandboxes that have ended and are still listed; null for 1000.";

@@ -38,6 +38,7 @@ let
         starts_at_once = cfg.limits.startsAtOnce;
         start_queue = cfg.limits.startQueue;
         start_deadline_s = cfg.limits.startDeadline;
+        first_command_s = cfg.limits.firstCommand;
         ended_records = cfg.limits.endedRecords;
       }
       // {

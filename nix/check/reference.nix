@@ -43,6 +43,7 @@ in
       startsAtOnce = 2;
       startQueue = 100;
       startDeadline = 60;
+      firstCommand = 120;
       endedRecords = 50;
       perSandbox = {
         cpuMillis = 2000;
