@@ -15,7 +15,7 @@ mod until;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rundlet_protocol::frame::{self, Frame, FrameError, Stream};
 use rundlet_protocol::{AGENT_PORT, Failure, RenewalError, Reply, Request, VERSION};
@@ -28,6 +28,10 @@ pub(crate) use until::Until;
 /// How long the guest may take for one step of the greeting. It is a millisecond's work; a host on which hundreds of
 /// guests have been told something at once may be slow to get to it.
 const GREETING: Duration = Duration::from_secs(60);
+
+/// A guest that refuses does so at once; a close that comes later is the VMM's own patience at its end
+/// (ten seconds), and on a host where hundreds start at once the guest may still come.
+const NO_REFUSAL: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 5000 });
 
 /// Longest answer to `CONNECT`: `OK 4294967295\n` is 14 bytes.
 const MAX_ANSWER: usize = 32;
@@ -99,16 +103,45 @@ impl Agent {
     /// # Errors
     /// The socket, the VMM or the agent does not answer, or speaks another version.
     pub fn dial(&self) -> Result<Connection, AgentError> {
-        let stream = self.open()?;
-        reach(&stream)?;
-        Connection::greet(stream)
+        Connection::greet(self.call()?)
+    }
+
+    /// Has the VMM connect a new stream to the agent: what is said on it next is for the agent. There is no limit
+    /// of time on it any more.
+    ///
+    /// # Errors
+    /// The VMM or the guest does not answer.
+    pub(crate) fn call(&self) -> Result<UnixStream, AgentError> {
+        let connect = format!("CONNECT {AGENT_PORT}\n");
+        let stream = self.reach(connect.as_bytes(), Instant::now() + GREETING)?;
+        limit(&stream, None)?;
+        Ok(stream)
+    }
+
+    /// A connection to the agent that begins with `bytes`, the first line of which asks the VMM for it.
+    fn reach(&self, bytes: &[u8], deadline: Instant) -> Result<UnixStream, AgentError> {
+        loop {
+            let begun = Instant::now();
+            let stream = self.open()?;
+            let mut timed = Until {
+                stream: &stream,
+                deadline,
+            };
+            let sent = timed.write_all(bytes).map_err(AgentError::NoAgent);
+            match sent.and_then(|()| read_answer(timed)) {
+                Ok(()) => return Ok(stream),
+                // The VMM gave up on a guest that is slow to run, before it passed anything on.
+                Err(AgentError::NoAgent(error)) if gave_up(&error, begun) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Connects to the VMM's socket and no further.
     ///
     /// # Errors
     /// There is no socket.
-    pub(crate) fn open(&self) -> Result<UnixStream, AgentError> {
+    fn open(&self) -> Result<UnixStream, AgentError> {
         let error = |source| AgentError::Connect {
             path: self.socket.clone(),
             source,
@@ -156,18 +189,14 @@ impl Connection {
     }
 }
 
-/// Has the VMM connect a stream to the agent: what is said on it next is for the agent. There is no limit
-/// of time on it any more.
-///
-/// # Errors
-/// The VMM or the guest does not answer.
-pub(crate) fn reach(stream: &UnixStream) -> Result<(), AgentError> {
-    limit(stream, Some(GREETING))?;
-    let mut to = stream;
-    to.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())
-        .map_err(AgentError::NoAgent)?;
-    read_answer(stream)?;
-    limit(stream, None)
+/// Whether a connection was closed by a VMM that has waited for its guest. Closed with words in it that nobody has
+/// read it is reset, and without any it is at its end.
+fn gave_up(error: &io::Error, begun: Instant) -> bool {
+    let closed = matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+    );
+    closed && begun.elapsed() >= NO_REFUSAL
 }
 
 fn limit(stream: &UnixStream, time: Option<Duration>) -> Result<(), AgentError> {

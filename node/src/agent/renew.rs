@@ -4,21 +4,16 @@
 //! Both are one write and two replies, since the VMM and the agent let a client send ahead: a clone is
 //! ready one round trip after its agent runs.
 
-use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::time::{Duration, Instant};
 
 use rundlet_protocol::frame::{self, FrameError};
 use rundlet_protocol::{AGENT_PORT, Renewal, Reply, Request, VERSION};
 
-use super::{Agent, AgentError, Until, agree, read_answer, read_reply, unexpected};
+use super::{Agent, AgentError, Until, agree, read_reply, unexpected};
 
 #[cfg(test)]
 mod tests;
-
-/// A guest that refuses does so at once; a reset that comes later is the VMM's own patience at its end
-/// (ten seconds), and on a host where hundreds start at once the guest may still come.
-const NO_REFUSAL: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 5000 });
 
 impl Agent {
     /// Has the guest freeze its programs and write its scratch disk: what is captured next is a template.
@@ -72,27 +67,6 @@ impl Agent {
                 Err(AgentError::Late { request: name })
             }
             other => other,
-        }
-    }
-
-    /// A connection on which the guest has been sent `bytes`.
-    fn reach(&self, bytes: &[u8], deadline: Instant) -> Result<UnixStream, AgentError> {
-        loop {
-            let begun = Instant::now();
-            let stream = self.open()?;
-            let mut timed = Until {
-                stream: &stream,
-                deadline,
-            };
-            let sent = timed.write_all(bytes).map_err(AgentError::NoAgent);
-            match sent.and_then(|()| read_answer(timed)) {
-                Ok(()) => return Ok(stream),
-                // The VMM gave up on a guest that is slow to run, before it passed anything on.
-                Err(AgentError::NoAgent(error))
-                    if error.kind() == io::ErrorKind::ConnectionReset
-                        && begun.elapsed() >= NO_REFUSAL => {}
-                Err(error) => return Err(error),
-            }
         }
     }
 }

@@ -316,3 +316,28 @@ fn dialling_reads_the_answer_and_not_a_byte_more() {
     assert!(matches!(agent.dial(), Err(AgentError::Refused { answer }) if answer == "ERR no"));
     vmm.join().unwrap();
 }
+
+#[test]
+fn a_guest_that_is_slow_to_run_is_dialled_again_and_one_that_refuses_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vsock.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let vmm = thread::spawn(move || {
+        let mut line = [0; 13];
+        let (mut late, _) = listener.accept().unwrap();
+        // Read to its end, and closed when the VMM's patience is at an end.
+        late.read_exact(&mut line).unwrap();
+        thread::sleep(NO_REFUSAL);
+        drop(late);
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut line).unwrap();
+        let mut bytes = b"OK 1\n".to_vec();
+        frame::write_message(&mut bytes, &Reply::Hello { version: VERSION }).unwrap();
+        stream.write_all(&bytes).unwrap();
+        drop(listener.accept().unwrap());
+    });
+    let agent = Agent::new(path);
+    agent.dial().unwrap();
+    assert!(matches!(agent.dial(), Err(AgentError::NoAgent(_))));
+    vmm.join().unwrap();
+}

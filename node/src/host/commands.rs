@@ -11,7 +11,7 @@ use rundlet_protocol::{ExecSpec, ExitStatus};
 use super::model::Phase;
 use super::resident::{Resident, State};
 use super::{HostError, Inner};
-use crate::agent::{self, AgentError, Connection};
+use crate::agent::{AgentError, Connection};
 use crate::sandbox::output::{Output, OutputError, Terms};
 
 /// Most that is kept of one stream of a command that somebody waits for, bytes.
@@ -58,10 +58,7 @@ pub(super) fn open(
         resident.agent(&state)
     };
     let agent = agent.ok_or_else(|| over(resident, &resident.lock()))?;
-    let stream = agent
-        .open()
-        .and_then(|stream| agent::reach(&stream).map(|()| stream))
-        .map_err(|error| hindsight(resident, error))?;
+    let stream = agent.call().map_err(|error| hindsight(resident, error))?;
     let held = begin(inner, resident, streamed)?;
     Ok(OpenCommand {
         stream,

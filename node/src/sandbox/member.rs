@@ -14,6 +14,7 @@ use rundlet_protocol::ExecSpec;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::fleet::Shared;
+use super::words::Words;
 use super::zygote::{CloneEnd, Handle, ZygoteError};
 use super::{StartError, process, renew};
 use crate::agent::{Agent, AgentError, Connection};
@@ -142,13 +143,12 @@ impl Member {
         let forked = Instant::now();
         // Nobody else sets it.
         let _ = nascent.entry.process.set(handle);
-        let vmm_us = nascent.await_running(read)?;
+        let mut words = Words::new(read);
+        let vmm_us = nascent.await_running(&mut words)?;
         let running = Instant::now();
         let agent = Agent::new(nascent.vsock());
-        let renewed = renew::renew(&agent, &wish.id).map_err(|why| MemberError::NotRenewed {
-            id: wish.id.clone(),
-            why,
-        })?;
+        let renewed =
+            renew::renew(&agent, &wish.id).map_err(|why| nascent.not_renewed(&mut words, why))?;
         let instants = MemberInstants {
             requested,
             forked,

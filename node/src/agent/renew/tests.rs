@@ -1,13 +1,14 @@
 //! Against VMMs and agents written here, on a socket as the VMM has it.
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
 
 use rundlet_protocol::{Entropy, Failure, FailureKind, Frame};
 use tempfile::TempDir;
 
-use std::io::Read;
+use std::io::{Read, Write};
 
+use super::super::{AgentError, NO_REFUSAL};
 use super::*;
 
 /// Longer than any test takes.

@@ -22,6 +22,9 @@ use crate::error::PathError;
 /// For a clone to run, once its process is there. Milliseconds, unless hundreds start at once.
 const RUNNING: Duration = Duration::from_secs(60);
 
+/// For a VMM that has ended to say so.
+const HINDSIGHT: Duration = Duration::from_secs(1);
+
 /// A clone on its way. Dropped before it is born, nothing is left of it.
 pub(super) struct Nascent<'a> {
     id: String,
@@ -103,22 +106,35 @@ impl<'a> Nascent<'a> {
     /// Reads the VMM's events until it runs.
     pub(super) fn await_running(
         &self,
-        events: OwnedFd,
+        words: &mut Words,
     ) -> Result<BTreeMap<String, u64>, MemberError> {
-        Words::new(events)
-            .timeline(RUNNING)
-            .map_err(|silence| match silence {
-                Silence::Exit(exit) if exit.is_template_unfit() => {
-                    MemberError::TemplateUnfit(exit.message.unwrap_or(exit.reason))
-                }
-                Silence::Exit(exit) => self.ended(&exit.message.unwrap_or(exit.reason)),
-                Silence::Nothing => self.ended("it said nothing"),
-                Silence::Late => MemberError::Late {
-                    id: self.id.clone(),
-                    limit: RUNNING,
-                },
-                Silence::Read(error) => MemberError::Pipe(error),
-            })
+        words.timeline(RUNNING).map_err(|silence| match silence {
+            Silence::Exit(exit) if exit.is_template_unfit() => {
+                MemberError::TemplateUnfit(exit.message.unwrap_or(exit.reason))
+            }
+            Silence::Exit(exit) => self.ended(&exit.message.unwrap_or(exit.reason)),
+            Silence::Nothing => self.ended("it said nothing"),
+            Silence::Late => MemberError::Late {
+                id: self.id.clone(),
+                limit: RUNNING,
+            },
+            Silence::Read(error) => MemberError::Pipe(error),
+        })
+    }
+
+    /// Why it could not be renewed: if its VMM has ended, what that said of it.
+    pub(super) fn not_renewed(&self, words: &mut Words, why: String) -> MemberError {
+        match words.timeline(HINDSIGHT) {
+            Err(Silence::Exit(exit)) => {
+                let said = exit.message.unwrap_or(exit.reason);
+                self.ended(&format!("{said} ({why})"))
+            }
+            Err(Silence::Nothing) => self.ended(&format!("it said nothing ({why})")),
+            _ => MemberError::NotRenewed {
+                id: self.id.clone(),
+                why,
+            },
+        }
     }
 
     fn ended(&self, why: &str) -> MemberError {
