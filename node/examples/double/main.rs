@@ -50,6 +50,8 @@ enum Trouble {
     NoCapture,
     /// The zygote makes no clone.
     ZygoteRefuses,
+    /// The VMM ends when a clone is to be renewed.
+    DiesAtRenewal,
 }
 
 impl Trouble {
@@ -65,6 +67,7 @@ impl Trouble {
             Ok("stale") => Self::Stale,
             Ok("no-capture") => Self::NoCapture,
             Ok("zygote-refuses") => Self::ZygoteRefuses,
+            Ok("dies-at-renewal") => Self::DiesAtRenewal,
             _ => Self::Nothing,
         }
     }
@@ -291,6 +294,11 @@ fn serve(mut host: UnixStream, agent: &Path) -> Anything {
         // The agent would power off the machine that it runs on.
         say(&serde_json::json!({"event": "exit", "reason": "power_off", "message": null}));
         std::process::exit(0);
+    }
+    if Trouble::wanted() == Trouble::DiesAtRenewal && matches!(wish, Request::Renew(_)) {
+        let why = "double: no such instruction";
+        say(&serde_json::json!({"event": "exit", "reason": "internal_error", "message": why}));
+        std::process::exit(12);
     }
     if wish == (Request::Prepare {}) {
         // The agent has no cgroups here to freeze anything with.

@@ -157,17 +157,27 @@ fn a_killed_fleet_leaves_nothing() {
 #[test]
 fn what_cannot_be_made_is_told() {
     let fixture = with_template();
-    let output = fixture
-        .command(&args(&["--count", "2"], "exit 0"))
-        .env("RUNDLET_DOUBLE", "zygote-refuses")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(125));
-    let lines = lines(&output.stdout);
-    let error = lines[0]["failed"]["error"].as_str().unwrap();
-    assert!(error.contains("double says no"), "{error}");
-    assert_eq!(lines[2]["started"]["failed"], 2);
-    assert!(fixture.is_clean(), "{:?}", fixture.processes());
+    for (trouble, says) in [
+        ("zygote-refuses", "double says no"),
+        // Not what the connection that should have renewed it made of that.
+        (
+            "dies-at-renewal",
+            "ended before it was ready: double: no such instruction",
+        ),
+    ] {
+        let output = fixture
+            .command(&args(&["--count", "2"], "exit 0"))
+            .env("RUNDLET_DOUBLE", trouble)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(125));
+        let lines = lines(&output.stdout);
+        let of = |kind: &str| lines.iter().find_map(|line| line.get(kind));
+        let error = of("failed").unwrap()["error"].as_str().unwrap();
+        assert!(error.contains(says), "{error}");
+        assert_eq!(of("started").unwrap()["failed"], 2);
+        assert!(fixture.is_clean(), "{:?}", fixture.processes());
+    }
 
     // Once a kernel is not the template's, once its memory.
     fs::write(fixture.path("guest/vmlinux"), "a newer one").unwrap();
