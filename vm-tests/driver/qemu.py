@@ -18,6 +18,7 @@ from pathlib import Path
 from .channel import Channel, ChannelError
 
 MEMORY_MIB = 6144
+# Most that a worker has, and what the figures are taken with.
 CPUS = 2
 BOOT_TIMEOUT = {"kvm": 60, "tcg": 180}
 # Quiet, since every line on the serial port costs time; a panic ends the process, which the driver sees at once.
@@ -60,13 +61,21 @@ def choose_accelerator(rundlet: Path) -> tuple[str, str]:
     return ("kvm" if verdict == "native" else "tcg"), f"rundlet doctor says that /dev/kvm is {verdict}"
 
 
-def command_line(files: WorkerFiles, accelerator: str, run_dir: Path, interactive: bool) -> list[str]:
+def share_of_processors(workers: int) -> int:
+    """Of this machine's, for each of so many workers. Two that emulate two processors each on a machine with two wait
+    for each other's: claims took a quarter longer."""
+    return max(1, min(CPUS, len(os.sched_getaffinity(0)) // workers))
+
+
+def command_line(
+    files: WorkerFiles, accelerator: str, run_dir: Path, interactive: bool = False, cpus: int = CPUS
+) -> list[str]:
     cpu = {"kvm": "host", "tcg": "max"}[accelerator]
     accel = {"kvm": "kvm", "tcg": "tcg,thread=multi,tb-size=1024"}[accelerator]
     arguments = [
         "setpriv", "--pdeathsig", "KILL", str(files.qemu / "bin/qemu-system-x86_64"),
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-        "-machine", "q35", "-accel", accel, "-cpu", cpu, "-smp", str(CPUS), "-m", str(MEMORY_MIB),
+        "-machine", "q35", "-accel", accel, "-cpu", cpu, "-smp", str(cpus), "-m", str(MEMORY_MIB),
         "-kernel", str(files.image / "kernel"), "-initrd", str(files.image / "initrd"),
         "-append", KERNEL_COMMAND_LINE,
         "-serial", f"file:{run_dir}/console.log",
@@ -93,13 +102,13 @@ def command_line(files: WorkerFiles, accelerator: str, run_dir: Path, interactiv
 class Qemu:
     """One running worker. Its folder holds the console log and, while it runs, the sockets."""
 
-    def __init__(self, files: WorkerFiles, accelerator: str, interactive: bool = False):
+    def __init__(self, files: WorkerFiles, accelerator: str, interactive: bool = False, cpus: int = CPUS):
         self.run_dir = Path(tempfile.mkdtemp(prefix="rundlet-worker-"))
         self.console_log = self.run_dir / "console.log"
         self._boot_timeout = BOOT_TIMEOUT[accelerator]
         self._log = open(self.run_dir / "qemu.log", "wb")
         self._process = subprocess.Popen(
-            command_line(files, accelerator, self.run_dir, interactive),
+            command_line(files, accelerator, self.run_dir, interactive, cpus),
             stdin=None if interactive else subprocess.DEVNULL,
             stdout=None if interactive else self._log,
             stderr=self._log,
