@@ -6,7 +6,7 @@ use std::io;
 /// How often a processor folds its counters of memory events into those of the machine (proc(5), `vm.stat_interval`).
 const STAT_INTERVAL: &str = "/proc/sys/vm/stat_interval";
 
-/// Ten minutes, instead of a second that accounted for four of five wake-ups of an idle guest. A counter that is not
+/// Ten minutes, instead of a second that accounted for three of four timers of an idle guest. A counter that is not
 /// folded is off by at most 125 a processor, and `vm.stat_refresh` folds all of them at once.
 const SECONDS: &str = "600";
 
