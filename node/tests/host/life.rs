@@ -206,6 +206,12 @@ fn only_so_many_of_the_ended_are_remembered() {
     for id in &ids {
         daemon.of("kill", id);
     }
+    // A moment after the end that makes one too many.
+    let mut forgotten: Vec<String> = (0..2)
+        .map(|_| text(&daemon.event("removed")["id"]))
+        .collect();
+    forgotten.sort_by_key(|id| ids.iter().position(|it| it == id));
+    assert_eq!(forgotten, ids[..2]);
     let listed = |daemon: &mut Daemon<'_>| -> Vec<String> {
         let list = daemon.ask("list", json!({}));
         list.as_array()
