@@ -21,7 +21,7 @@ def sh(script, **options):
 
 def identity():
     program = machine.succeed("cat /opt/rundlet/bin/identity")
-    return json.loads(ask("exec", "python3", "-c", program))
+    return json.loads(ask("exec", "python3", "-I", "-S", "-c", program))
 
 
 def compare(*identities):
