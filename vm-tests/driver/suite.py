@@ -75,8 +75,9 @@ class Suite:
     def run(self, wanted: list[Claim], jobs: int) -> bool:
         """Runs the claims on up to `jobs` workers at once; true when none failed."""
         waiting: queue.SimpleQueue[Claim] = queue.SimpleQueue()
-        # Claims with a worker of their own come last: the shared worker is then not rebooted in between.
-        for claim in sorted(wanted, key=lambda claim: claim.fresh_worker):
+        # Claims with a worker of their own come last: the shared worker is then not rebooted in between. Those that may
+        # take longest come first, so that none of them is alone at the end.
+        for claim in sorted(wanted, key=lambda claim: (claim.fresh_worker, -claim.timeout)):
             if claim.skip_reason is not None:
                 self.skipped.append(claim)
                 self._say(f"skipped {claim.name}: {claim.skip_reason}")

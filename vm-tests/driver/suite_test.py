@@ -27,10 +27,10 @@ class Suites(unittest.TestCase):
     def run_claim(self, claim, machine):
         return self.outcomes.pop(0)
 
-    def claim(self, name="it-holds"):
+    def claim(self, name="it-holds", **options):
         path = self.folder / f"{name}.py"
         path.write_text("pass\n")
-        return Claim(name, path)
+        return Claim(name, path, **options)
 
     def suite(self, **options):
         return Suite(mock.Mock(), self.folder / "results", self.said.append, **options)
@@ -73,6 +73,21 @@ class Suites(unittest.TestCase):
             self.outcome(second)
             self.assertTrue(self.suite().run([first, second], 1))
             self.assertEqual(self.machine.discard.call_count, discarded, left)
+
+    def test_the_longest_come_first_and_those_with_a_worker_of_their_own_last(self):
+        wanted = [
+            self.claim("c", timeout=9, fresh_worker=True),
+            self.claim("a", timeout=7),
+            self.claim("d", timeout=8, fresh_worker=True),
+            self.claim("b", timeout=6),
+        ]
+        for claim in sorted(wanted, key=lambda claim: claim.name):
+            self.outcome(claim)
+        suite = self.suite()
+        began = []
+        with mock.patch.object(claims, "run", lambda claim, machine: began.append(claim.name) or self.outcomes.pop(0)):
+            suite.run(wanted, 1)
+        self.assertEqual(began, ["a", "b", "c", "d"])
 
     def test_what_was_left_is_told_in_the_claims_log(self):
         claim, self.left = self.claim(), [b"process vhost-blk-ro"]
