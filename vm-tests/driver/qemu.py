@@ -20,6 +20,9 @@ from .channel import Channel, ChannelError
 MEMORY_MIB = 6144
 # Most that a worker has, and what the figures are taken with.
 CPUS = 2
+# What an emulated worker has for claims. With two, one guest in a hundred hangs or meets a triple fault
+# (docs/decisions/0011-one-emulated-processor.md).
+CPUS_EMULATED = 1
 BOOT_TIMEOUT = {"kvm": 60, "tcg": 180}
 # Quiet, since every line on the serial port costs time; a panic ends the process, which the driver sees at once.
 # No huge pages: with them a guest under disk load met a triple fault (docs/decisions/0005-worker-without-thp.md).
@@ -61,10 +64,10 @@ def choose_accelerator(rundlet: Path) -> tuple[str, str]:
     return ("kvm" if verdict == "native" else "tcg"), f"rundlet doctor says that /dev/kvm is {verdict}"
 
 
-def share_of_processors(workers: int) -> int:
-    """Of this machine's, for each of so many workers. Two that emulate two processors each on a machine with two wait
-    for each other's: claims took a quarter longer."""
-    return max(1, min(CPUS, len(os.sched_getaffinity(0)) // workers))
+def share_of_processors(accelerator: str, workers: int) -> int:
+    """Of this machine's, for each of so many workers that run claims."""
+    most = {"kvm": CPUS, "tcg": CPUS_EMULATED}[accelerator]
+    return max(1, min(most, len(os.sched_getaffinity(0)) // workers))
 
 
 def command_line(
