@@ -1,6 +1,5 @@
 # Five hundred sandboxes made and removed: the daemon, the backend and the zygote have the descriptors, threads and memory that they had
-# after the first tenth, and there is no file, mount, cgroup or process more. An emulated worker lives through some two hundred
-# virtual machines (README.md), and has a hundred here.
+# after the first tenth, and there is no file, mount, cgroup or process more.
 # worker: fresh
 # timeout: 2400
 import json
@@ -30,8 +29,7 @@ def measure():
     return result
 
 
-emulated = machine.execute("systemd-detect-virt")[1].strip() == "qemu"
-count = 100 if emulated else 500
+count = 500
 cycles(count // 10)
 before = measure()
 cycles(count - count // 10)

@@ -49,7 +49,7 @@ use janitor::{Janitor, JanitorError};
 use ready::ReadyListener;
 use vmm::Vmm;
 
-pub use control::{Captured, ControlError, Touched};
+pub use control::{Captured, ControlError, Deed, Touched};
 pub use event::{Event, Sink, VmmEnd, VmmExit};
 pub use fleet::{Fleet, FleetError, FleetEvent, FleetPids, FleetSink};
 pub use member::{Member, MemberError, MemberInstants, Wish};
@@ -242,8 +242,13 @@ impl Sandbox {
     ///
     /// # Errors
     /// The VMM does not do it.
-    pub fn note_touched(&self, directory: &Path, limit: Duration) -> Result<Touched, ControlError> {
-        control::note_touched(&self.control, directory, limit)
+    pub fn note_touched(
+        &self,
+        directory: &Path,
+        by: Deed,
+        limit: Duration,
+    ) -> Result<Touched, ControlError> {
+        control::note_touched(&self.control, directory, by, limit)
     }
 
     /// Ends the VMM, and so the sessions of its disks, and leaves the backend to its work.

@@ -5,7 +5,8 @@
 //! ```text
 //! state, memory, window   the machine, written and read by rundlet-vmm alone
 //! scratch.img             its writable disk, written and read by vhost-blk-ro alone
-//! touched                 which pages every clone touches first, by rundlet-vmm, from the first clone
+//! touched, first-command  which pages every clone touches first, and for its first command: by rundlet-vmm, from the
+//!                         first clone
 //! template.json           a Record: what it is and how to make it again
 //! ```
 

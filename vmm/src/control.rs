@@ -174,7 +174,7 @@ impl Control {
                 match self
                     .capture
                     .as_ref()
-                    .map(|it| it.touched(&request.directory))
+                    .map(|it| it.touched(&request.directory, request.by))
                 {
                     Some(Ok((pages, written))) => Reply::Touched { pages, written },
                     Some(Err(error)) => Reply::Error {

@@ -271,6 +271,13 @@ impl Attached {
         }
     }
 
+    /// See [`Vsock::before_first_command`].
+    pub fn before_first_command(&self, then: Box<dyn FnOnce() + Send>) {
+        if let Some(vsock) = &self.vsock {
+            lock(&vsock.device).before_first_command(then);
+        }
+    }
+
     /// Writes out what the console has buffered.
     pub fn flush(&self) {
         if let Some(console) = &self.console {

@@ -148,6 +148,7 @@ pub fn restore(
         devices: Arc::new(devices),
     };
     let running = run(subject, (fds, buses), outside, events)?;
+    touch_for_command(&running, template.first_command());
     timeline.mark("running");
     Ok(running)
 }
@@ -284,19 +285,36 @@ fn restore_vcpus(vm: &Vm, state: &State) -> Result<Vec<VcpuFd>, SandboxError> {
 /// Has at hand what every clone touches first. Each page would be an exit otherwise, those that are written two.
 /// What cannot be had so the guest gets as it goes.
 fn touch(ram: &GuestRam, vcpu: Option<&VcpuFd>, touched: &Touched) {
+    populate(ram, touched);
+    let mapped = vcpu.map(|vcpu| prefault::all(vcpu, touched));
+    if let Some(Err(error)) = mapped {
+        log::debug!("pages that are touched are not at hand: {error}");
+    }
+}
+
+fn populate(ram: &GuestRam, touched: &Touched) {
     for run in touched.runs().iter().filter(|run| run.written) {
         if let Err(error) = ram.populate(run.range) {
             log::debug!("pages that are written are not at hand: {error}");
             break;
         }
     }
-    let Some(vcpu) = vcpu else { return };
-    for run in touched.runs() {
-        if let Err(error) = prefault::prefault(vcpu, run.range) {
-            log::debug!("pages that are touched are not at hand: {error}");
-            break;
-        }
+}
+
+/// As [`touch`], for what a clone's first command touches, when that is about to come.
+fn touch_for_command(running: &Running, touched: &Arc<Touched>) {
+    if touched.runs().is_empty() {
+        return;
     }
+    // The devices, which keep this, are kept by the vCPUs.
+    let (ram, vcpus) = (running.ram.clone(), Arc::downgrade(&running.vcpus));
+    let touched = Arc::clone(touched);
+    running.devices.before_first_command(Box::new(move || {
+        populate(&ram, &touched);
+        if let Some(vcpus) = vcpus.upgrade() {
+            lock(&vcpus).map(&touched);
+        }
+    }));
 }
 
 fn start_vcpus(

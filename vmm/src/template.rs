@@ -41,6 +41,8 @@ pub const MEMORY: &str = "memory";
 pub const WINDOW: &str = "window";
 /// See [`STATE`].
 pub const TOUCHED: &str = "touched";
+/// See [`STATE`].
+pub const FIRST_COMMAND: &str = "first-command";
 
 /// Why a template cannot be used here.
 #[derive(Debug, Error)]
@@ -79,6 +81,8 @@ pub struct Template {
     window: Vec<(u64, Vec<u8>)>,
     /// What every clone touches first.
     touched: Touched,
+    /// What its first command touches beyond that.
+    first_command: Arc<Touched>,
 }
 
 impl Template {
@@ -103,12 +107,12 @@ impl Template {
         }
         let state =
             format::parse_body(body, &header).map_err(|error| damaged(error.to_string()))?;
-        let touched = Touched::read(
-            &directory.join(TOUCHED),
-            format::header_sum(&file),
-            &state.memory.into(),
-        )
-        .map_err(|why| damaged(format!("{TOUCHED}: {why}")))?;
+        let hint = |name| {
+            let (path, sum) = (directory.join(name), format::header_sum(&file));
+            Touched::read(&path, sum, &state.memory.into())
+                .map_err(|why| damaged(format!("{name}: {why}")))
+        };
+        let (touched, first_command) = (hint(TOUCHED)?, hint(FIRST_COMMAND)?);
         let Header {
             host: _,
             memory,
@@ -133,6 +137,7 @@ impl Template {
             memory,
             window: pages,
             touched,
+            first_command: Arc::new(first_command),
         })
     }
 
@@ -219,6 +224,12 @@ impl Template {
     #[must_use]
     pub fn touched(&self) -> &Touched {
         &self.touched
+    }
+
+    /// What a clone's first command touches beyond that.
+    #[must_use]
+    pub fn first_command(&self) -> &Arc<Touched> {
+        &self.first_command
     }
 
     /// Drops the memory's pages from the page cache, as far as the file system has one and nobody maps them. What is

@@ -193,6 +193,19 @@ pub struct Capture {
 pub struct Touched {
     /// The template's, of which this sandbox is a clone.
     pub directory: PathBuf,
+    #[serde(default)]
+    pub by: Deed,
+}
+
+/// What of a trial clone touched the pages that [`Touched`] asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deed {
+    /// All until it was renewed.
+    #[default]
+    Renewal,
+    /// A command since then. Renewal has to have been asked for before.
+    Command,
 }
 
 impl Request {

@@ -26,7 +26,11 @@ pub(super) fn serve(listener: &UnixListener) {
 fn control(line: &str) -> Result<Value, Box<dyn Error>> {
     let request: Value = serde_json::from_str(line)?;
     if let Some(touched) = request.get("touched") {
-        File::create_new(path(&touched["directory"])?.join("touched"))?;
+        let name = match touched["by"].as_str() {
+            Some("command") => "first-command",
+            _ => "touched",
+        };
+        File::create_new(path(&touched["directory"])?.join(name))?;
         return Ok(serde_json::json!({"touched": {"pages": 2, "written": 1}}));
     }
     if Trouble::wanted() == Trouble::NoCapture {

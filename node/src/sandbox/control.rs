@@ -37,6 +37,7 @@ enum Request<'a> {
     },
     Touched {
         directory: &'a Path,
+        by: Deed,
     },
 }
 
@@ -46,6 +47,16 @@ enum Reply {
     Captured(Captured),
     Touched(Touched),
     Error { message: String },
+}
+
+/// What of a clone touched the pages that are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deed {
+    /// All until it was renewed.
+    Renewal,
+    /// A command since then. Renewal has to have been asked for before.
+    Command,
 }
 
 /// What was written, holes not counted.
@@ -81,10 +92,11 @@ pub(super) fn capture(
 pub(super) fn note_touched(
     socket: &Path,
     directory: &Path,
+    by: Deed,
     limit: Duration,
 ) -> Result<Touched, ControlError> {
     let what = "tell which pages were touched";
-    let request = Request::Touched { directory };
+    let request = Request::Touched { directory, by };
     ask(socket, &request, what, limit, |reply| match reply {
         Reply::Touched(touched) => Some(touched),
         _ => None,

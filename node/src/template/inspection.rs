@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::Record;
-use super::store::{FILES, TOUCHED};
+use super::store::{FILES, HINTS};
 use crate::error::PathError;
 use crate::locks;
 
@@ -38,7 +38,7 @@ impl Inspection {
     /// Looks at the template in `path`.
     pub(super) fn of(path: PathBuf, record: Record) -> Result<Self, PathError> {
         let mut files = Vec::with_capacity(FILES.len() + 1);
-        for name in FILES.into_iter().chain([TOUCHED]) {
+        for name in FILES.into_iter().chain(HINTS) {
             let file = path.join(name);
             let metadata = match fs::metadata(&file) {
                 Ok(metadata) => metadata,

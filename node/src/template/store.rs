@@ -32,8 +32,8 @@ pub(super) const SCRATCH: &str = "scratch.img";
 /// Files that every template has.
 pub(super) const FILES: [&str; 5] = ["state", "memory", "window", SCRATCH, super::record::FILE];
 
-/// A file that a template may have.
-pub(super) const TOUCHED: &str = "touched";
+/// Files that a template may have.
+pub(super) const HINTS: [&str; 2] = ["touched", "first-command"];
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]

@@ -68,10 +68,12 @@ fn a_template_is_built_listed_run_and_removed() {
         assert!(digest.starts_with("sha256-"), "{digest}");
     }
     assert_eq!(inspected["files"][1]["name"], "memory");
-    assert_eq!(
-        inspected["files"][5]["name"], "touched",
-        "a clone was tried"
-    );
+    for (place, name) in [(5, "touched"), (6, "first-command")] {
+        assert_eq!(
+            inspected["files"][place]["name"], name,
+            "a clone was tried, and ran a command"
+        );
+    }
 
     let output = fixture.rundlet(&["image", "rm", "img"]);
     assert!(

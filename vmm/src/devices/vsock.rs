@@ -58,6 +58,9 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 /// Packets moved each way before other devices get their turn: half a queue, at most 4 MiB.
 const BUDGET: usize = 64;
 
+/// Which of the host's calls is for a command.
+const FIRST_COMMAND: u64 = 2;
+
 /// Tokens at the main loop.
 const KICK_RX: u32 = 0;
 const KICK_TX: u32 = 1;
@@ -92,6 +95,8 @@ pub struct Vsock {
     muxer: Muxer,
     /// Called once, when the guest first dials [`muxer::READY_PORT`].
     ready: Option<Box<dyn FnOnce() + Send>>,
+    /// Called once, before the guest hears of the first command.
+    before_command: Option<Box<dyn FnOnce() + Send>>,
     events: Option<Registrar>,
     live: Option<Live>,
     /// The driver may have connections that nobody here knows.
@@ -119,6 +124,7 @@ impl Vsock {
             guest_cid,
             muxer,
             ready: Some(ready),
+            before_command: None,
             events: None,
             live: None,
             stale: false,
@@ -128,6 +134,12 @@ impl Vsock {
     /// See [`Listener::moved_into`].
     pub fn moved_into(&mut self, root: &Path) {
         self.muxer.moved_into(root);
+    }
+
+    /// What is to be done once, before the guest hears of its first command. A clone's agent is called for the first time to
+    /// be renewed, and for every command once more.
+    pub fn before_first_command(&mut self, then: Box<dyn FnOnce() + Send>) {
+        self.before_command = Some(then);
     }
 
     /// Goes on for a driver that had another device: whether it had connections then, and from which port
@@ -163,6 +175,11 @@ impl Vsock {
 
     /// One round of work: packets both ways, as many as the budget allows.
     fn work(&mut self, now: Instant) -> io::Result<()> {
+        if self.muxer.host_calls() >= FIRST_COMMAND
+            && let Some(then) = self.before_command.take()
+        {
+            then();
+        }
         let Some(live) = &mut self.live else {
             return Ok(());
         };

@@ -2,7 +2,7 @@
 //!
 //! | kind | what it does |
 //! |---|---|
-//! | vCPU | KVM_RUN; devices that the guest touches: console, activation and reset of virtio devices, messages to a disk's backend |
+//! | vCPU | KVM_RUN; pages mapped ahead; devices that the guest touches: console, activation and reset of virtio devices, messages to a disk's backend |
 //! | main | the event loop: vsock, entropy, watching backends, lifeline, the end |
 //!
 //! With the duty to be captured (a control socket) the vCPUs also tell their state, and the main thread writes
@@ -13,8 +13,8 @@ use std::mem::size_of;
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_list, kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    kvm_msr_list, kvm_msrs, kvm_pit_state2, kvm_pre_fault_memory, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use rundlet_jail::filter::{Allowed, Test, absent, call, one_of, only, start_of_a_thread};
 use vmm_sys_util::signal::SIGRTMIN;
@@ -34,8 +34,15 @@ pub fn vcpu(duty: Duty) -> Vec<Allowed> {
     let mut calls = every_thread();
     calls.extend([
         no_files(),
-        // The guest. Nothing else is asked of KVM.
-        one_of(libc::SYS_ioctl, 1, &[io(0x80)]), // KVM_RUN
+        // The guest, and pages that its first command touches. Nothing else is asked of KVM.
+        one_of(
+            libc::SYS_ioctl,
+            1,
+            &[
+                io(0x80),                           // KVM_RUN
+                both::<kvm_pre_fault_memory>(0xd5), // KVM_PRE_FAULT_MEMORY
+            ],
+        ),
         // A vCPU that was told to finish ends its thread.
         call(libc::SYS_exit),
     ]);

@@ -18,13 +18,14 @@ use super::host::{Host, HostError};
 use super::pages::{PIECE, PageWriter};
 use super::state::State;
 use super::touched::Touched;
-use super::{MEMORY, STATE, TOUCHED, WINDOW};
+use super::{FIRST_COMMAND, MEMORY, STATE, TOUCHED, WINDOW};
 use crate::devices::Attached;
 use crate::devices::state::SaveError;
 use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::memory::{GuestRam, Kind, regions};
 use crate::spec::{Binding, MemorySpec};
 use crate::vcpu::thread::{ThreadError, Vcpus};
+use crate::wire::Deed;
 
 /// Why there is no template.
 #[derive(Debug, Error)]
@@ -106,13 +107,22 @@ impl Subject {
         Ok(captured)
     }
 
-    /// Adds to the template in `directory`, of which this is a clone, what this has touched. How many pages, and how many
-    /// of these were written.
-    pub fn touched(&self, directory: &Path) -> io::Result<(u64, u64)> {
+    /// Adds to the template in `directory`, of which this is a clone, what this has touched: until it was renewed; or since
+    /// then, for its first command. How many pages, and how many of these were written.
+    pub fn touched(&self, directory: &Path, by: Deed) -> io::Result<(u64, u64)> {
         let mut header = [0; HEADER];
         File::open(directory.join(STATE))?.read_exact_at(&mut header, 0)?;
-        let touched = Touched::of(&self.ram, &self.memory)?;
-        touched.write(&directory.join(TOUCHED), format::header_sum(&header))?;
+        let sum = format::header_sum(&header);
+        let mut touched = Touched::of(&self.ram, &self.memory)?;
+        let name = match by {
+            Deed::Renewal => TOUCHED,
+            Deed::Command => {
+                let before = Touched::read(&directory.join(TOUCHED), sum, &self.memory);
+                touched = touched.beyond(&before.map_err(io::Error::other)?);
+                FIRST_COMMAND
+            }
+        };
+        touched.write(&directory.join(name), sum)?;
         Ok(touched.count())
     }
 

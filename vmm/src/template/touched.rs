@@ -1,11 +1,13 @@
-//! The file `touched`: the pages that a clone touches from its first instruction until it has been renewed.
+//! The file `touched`: the pages that a clone touches from its first instruction until it has been renewed; and
+//! `first-command`: those that its first command touches beyond them.
 //!
-//! Made by a trial clone of a new template, at the end of its renewal. Of a page that was written the process has
+//! Made by a trial clone of a new template, at the end of its renewal and of a command. Of a page that was written the process has
 //! a copy (/proc/PID/pagemap tells); one that was only read is in the page cache, from which the trial dropped
-//! the file before it began. With it a clone has those pages before it runs ([`crate::sandbox::restore`]), where each
-//! would be an exit of its own. It is a hint: a template without it is whole. Described in
-//! `docs/template-format.md`.
+//! the file before it began. With them a clone has those pages before it runs ([`crate::sandbox::restore`]), and before
+//! its first command does, where each would be an exit of its own. They are hints: a template without them is whole.
+//! Described in `docs/template-format.md`.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -99,6 +101,29 @@ impl Touched {
             }
         }
         Ok(())
+    }
+
+    /// What of these pages is not among those of `before`, or was only read then and has been written since.
+    #[must_use]
+    pub fn beyond(&self, before: &Self) -> Self {
+        let before: HashMap<u64, bool> = before.pages().collect();
+        let mut new = Self::default();
+        for (at, written) in self.pages() {
+            match before.get(&at) {
+                None => new.add(at, written),
+                Some(false) if written => new.add(at, true),
+                Some(_) => {}
+            }
+        }
+        new
+    }
+
+    /// Address of each page, and whether it was written.
+    fn pages(&self) -> impl Iterator<Item = (u64, bool)> {
+        self.0.iter().flat_map(|run| {
+            let pages = (run.range.start..run.range.end()).step_by(4096);
+            pages.map(|at| (at, run.written))
+        })
     }
 
     fn add(&mut self, at: u64, written: bool) {
@@ -240,6 +265,29 @@ mod tests {
                 .unwrap_err()
                 .contains("another")
         );
+    }
+
+    #[test]
+    fn what_is_beyond_is_what_is_new() {
+        let before = sample();
+        let mut after = Touched::default();
+        for (page, written) in [
+            (1, true),
+            (2, false),
+            (3, true),
+            (4, false),
+            (5, true),
+            (4000, false),
+            (4001, true),
+        ] {
+            after.add(page * PAGE, written);
+        }
+        let mut expected = Touched::default();
+        for (page, written) in [(1, true), (4, false), (4001, true)] {
+            expected.add(page * PAGE, written);
+        }
+        assert_eq!(after.beyond(&before), expected);
+        assert_eq!(before.beyond(&before), Touched::default());
     }
 
     #[test]

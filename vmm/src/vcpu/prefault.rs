@@ -7,6 +7,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl_iowr_nr;
 
 use crate::memory::layout::Range;
+use crate::template::touched::Touched;
 
 ioctl_iowr_nr!(
     KVM_PRE_FAULT_MEMORY,
@@ -14,6 +15,12 @@ ioctl_iowr_nr!(
     0xd5,
     kvm_pre_fault_memory
 );
+
+/// [`prefault`] of all of them.
+pub fn all(vcpu: &VcpuFd, touched: &Touched) -> io::Result<()> {
+    let mut runs = touched.runs().iter();
+    runs.try_for_each(|run| prefault(vcpu, run.range))
+}
 
 /// Has KVM map `range` for the guest, as far as reading goes, as if it had touched it (KVM API §4.143). An error is the
 /// kernel's word that it cannot (it is older than 6.11, or has no second level of page tables); the guest then

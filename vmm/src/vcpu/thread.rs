@@ -3,9 +3,11 @@
 //! The main thread sends a command through a channel and then *kicks*: it sets `immediate_exit` in the
 //! vCPU's shared page, so that the next KVM_RUN returns at once, and sends a signal, so that a running
 //! one does. The vCPU clears the byte when it comes out and only then looks into the channel, so a
-//! command is never missed; at worst a kick is seen twice, which costs one more look.
+//! command is never missed; at worst a kick is seen twice, which costs one more look. What the thread itself does is
+//! in `runner`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod runner;
+
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -18,12 +20,13 @@ use rundlet_jail::filter::{Filter, FilterError};
 use thiserror::Error;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use self::runner::{Answer, Command, Runner};
+use super::Vcpu;
 use super::exit_slot::ExitSlot;
 use super::state::{StateError, VcpuState};
-use super::{Step, Vcpu};
 use crate::kvm::clock::Moment;
 use crate::kvm::{KvmError, Vm};
-use crate::outcome::Outcome;
+use crate::template::touched::Touched;
 
 /// How long a vCPU may take to come out of the guest. It is in user space of ours at worst while a
 /// backend answers, and that is bounded below this.
@@ -65,122 +68,6 @@ pub enum ThreadError {
         #[source]
         source: StateError,
     },
-}
-
-#[derive(Debug)]
-enum Command {
-    /// For the first time.
-    Begin,
-    Pause,
-    Resume,
-    /// The MSRs to save.
-    Save(Arc<[u32]>),
-    /// Read the clocks.
-    Moment(Arc<Vm>),
-    Finish,
-}
-
-enum Answer {
-    /// The thread has its filter, or cannot have it.
-    Confined(Result<(), FilterError>),
-    Paused,
-    Resumed,
-    Saved(Result<Box<VcpuState>, StateError>),
-    Moment(Result<Moment, KvmError>),
-    NotPaused,
-}
-
-/// The running side: owns the vCPU, lives on its thread.
-struct Runner {
-    vcpu: Vcpu,
-    commands: Receiver<Command>,
-    answers: Sender<Answer>,
-    exit: ExitSlot,
-}
-
-enum State {
-    Running,
-    Paused,
-    Finished,
-}
-
-impl Runner {
-    /// The thread. A panic in a device ends the sandbox like any other failure; the vCPU outlives it,
-    /// because the kick byte of the handle lies in its page.
-    fn thread(mut self, filter: &Filter) -> Vcpu {
-        self.answer(Answer::Confined(filter.load()));
-        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
-            let index = self.vcpu.index();
-            self.exit.put(Outcome::Error(format!(
-                "the thread of vCPU {index} panicked"
-            )));
-        }
-        self.vcpu
-    }
-
-    fn run(&mut self) {
-        let mut state = State::Paused;
-        loop {
-            state = match state {
-                State::Running => self.running(),
-                State::Paused => self.paused(),
-                State::Finished => return,
-            }
-        }
-    }
-
-    fn running(&mut self) -> State {
-        loop {
-            match self.vcpu.step() {
-                Step::Continue => {}
-                Step::Interrupted => match self.commands.try_recv() {
-                    Ok(Command::Pause) => {
-                        self.answer(Answer::Paused);
-                        return State::Paused;
-                    }
-                    Ok(Command::Finish) => return State::Finished,
-                    Ok(Command::Resume) => self.answer(Answer::Resumed),
-                    Ok(Command::Begin) => {}
-                    Ok(Command::Save(_) | Command::Moment(_)) => self.answer(Answer::NotPaused),
-                    Err(_) => {}
-                },
-                Step::End(outcome) => {
-                    self.exit.put(outcome);
-                    return State::Finished;
-                }
-            }
-        }
-    }
-
-    fn paused(&mut self) -> State {
-        loop {
-            match self.commands.recv() {
-                Ok(Command::Begin) => return State::Running,
-                Ok(Command::Pause) => self.answer(Answer::Paused),
-                Ok(Command::Save(msrs)) => {
-                    let state = VcpuState::save(self.vcpu.fd(), &msrs);
-                    self.answer(Answer::Saved(state.map(Box::new)));
-                }
-                Ok(Command::Moment(vm)) => {
-                    let moment = Moment::now(&vm, self.vcpu.fd());
-                    self.answer(Answer::Moment(moment));
-                }
-                Ok(Command::Resume) => {
-                    // Tells the guest's watchdogs that time has jumped; a guest without KVM's clock
-                    // has none to tell, and then KVM says EINVAL.
-                    let _ = self.vcpu.fd().kvmclock_ctrl();
-                    self.answer(Answer::Resumed);
-                    return State::Running;
-                }
-                Ok(Command::Finish) | Err(_) => return State::Finished,
-            }
-        }
-    }
-
-    /// The other side may have given up on us; then nobody is there to hear.
-    fn answer(&self, answer: Answer) {
-        let _ = self.answers.send(answer);
-    }
 }
 
 /// `immediate_exit` of a vCPU's shared page.
@@ -341,6 +228,17 @@ impl Vcpus {
         }
         self.paused = false;
         Ok(())
+    }
+
+    /// Has these pages mapped for the guest before it goes on. They are a hint: nobody waits for it, nor hears of a failure.
+    pub fn map(&self, touched: &Arc<Touched>) {
+        let sent = self
+            .handles
+            .first()
+            .map(|boot_cpu| boot_cpu.send(Command::Map(Arc::clone(touched))));
+        if let Some(Err(error)) = sent {
+            log::debug!("pages that are touched are not at hand: {error}");
+        }
     }
 
     /// The state of every vCPU, in order; they must be paused. `msrs` is what KVM lists as state.

@@ -93,6 +93,7 @@ pub struct Muxer {
     deadlines: BTreeSet<(Instant, Token)>,
     next_host_port: u32,
     guest_ready: bool,
+    host_calls: u64,
     ledger: Ledger,
 }
 
@@ -114,6 +115,7 @@ impl Muxer {
             deadlines: BTreeSet::new(),
             next_host_port: FIRST_HOST_PORT,
             guest_ready: false,
+            host_calls: 0,
             ledger: Ledger::default(),
         })
     }
@@ -160,6 +162,12 @@ impl Muxer {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.connections.is_empty() && self.resets.is_empty()
+    }
+
+    /// How often programs on the host have dialled.
+    #[must_use]
+    pub fn host_calls(&self) -> u64 {
+        self.host_calls
     }
 
     /// True once, after the guest has dialled [`READY_PORT`].

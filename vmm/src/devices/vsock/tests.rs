@@ -256,6 +256,27 @@ fn the_guest_is_ready_when_it_dials() {
 }
 
 #[test]
+fn what_is_due_before_the_first_command_is_done_before_the_guest_hears_of_it() {
+    let mut machine = boot(true);
+    let done = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&done);
+    let then = Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    machine.device.lock().unwrap().before_first_command(then);
+    let _renewal = machine.connect();
+    assert_eq!(done.load(Ordering::Relaxed), 0);
+    let mut commands = Vec::new();
+    for _ in 0..2 {
+        let mut host = UnixStream::connect(machine.path("")).unwrap();
+        host.write_all(b"CONNECT 1024\n").unwrap();
+        commands.push(host);
+        machine.expect(Op::Request);
+        assert_eq!(done.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[test]
 fn packets_wait_for_buffers_and_buffers_wake_them() {
     for event_idx in [false, true] {
         let mut machine = boot(event_idx);

@@ -13,6 +13,7 @@ use crate::jail::seccomp::{self, Duty};
 use crate::kvm::cpuid::{self, Topology};
 use crate::kvm::{Hypervisor, Vm, msr};
 use crate::memory::{GuestRam, layout};
+use crate::outcome::Outcome;
 use crate::spec::MemorySpec;
 use crate::vcpu::entry;
 
@@ -32,6 +33,11 @@ const COUNT_UNTIL_STOPPED: [u8; 27] = [
 ];
 /// An invalid instruction without anybody to handle it.
 const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b];
+
+const SPEC: MemorySpec = MemorySpec {
+    mib: 64,
+    window_mib: 1,
+};
 
 struct Guest {
     ram: GuestRam,
@@ -57,11 +63,7 @@ fn start(
     code: &[u8],
     prepare: impl FnOnce(&kvm_ioctls::VcpuFd),
 ) -> Guest {
-    let ram = GuestRam::allocate(&MemorySpec {
-        mib: 64,
-        window_mib: 1,
-    })
-    .unwrap();
+    let ram = GuestRam::allocate(&SPEC).unwrap();
     let vm = hypervisor.create_vm().unwrap();
     ram.register(vm.fd()).unwrap();
     tables::write_gdt(ram.memory()).unwrap();
@@ -161,6 +163,27 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on() {
         guest.vcpus.pause(),
         Err(ThreadError::Ended { index: 0 })
     ));
+}
+
+#[test]
+fn pages_can_be_mapped_while_the_guest_runs_and_while_it_does_not() {
+    let Some(hypervisor) = hypervisor("pages_can_be_mapped") else {
+        return;
+    };
+    let mut guest = start(hypervisor, 2, &COUNT_UNTIL_STOPPED, at_entry);
+    guest.wait_for_count(10);
+    let touched = Arc::new(Touched::of(&guest.ram, &SPEC).unwrap());
+    assert!(!touched.runs().is_empty());
+    guest.vcpus.map(&touched);
+    guest.wait_for_count(guest.counter());
+    // Its answer is to this question, not to the one before.
+    guest.vcpus.pause().unwrap();
+    guest.vcpus.map(&touched);
+    guest.vcpus.resume().unwrap();
+    guest.wait_for_count(guest.counter());
+    guest.ram.memory().write_obj(1_u8, STOP).unwrap();
+    assert_eq!(guest.outcome(), Outcome::PowerOff);
+    guest.vcpus.map(&touched);
 }
 
 #[test]

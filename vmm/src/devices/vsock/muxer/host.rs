@@ -174,6 +174,7 @@ impl Muxer {
         let Some(stream) = self.remove_greeting(token) else {
             return;
         };
+        self.host_calls += 1;
         let ports = self.allocate_ports(port);
         let mut connection = Connection::dialled_by_host(ports, stream, self.limits.grant);
         // What came with the line is in the same event; what comes later makes another.
