@@ -31,8 +31,9 @@ demo: build ## run a real Python program in a sandbox, show what it cost
 test: setup ## all that CI runs
 	@mkdir -p target
 	@nice -n 10 $(MAKE) caches >target/caches.log 2>&1 & caches=$$!; \
+	trap "kill $$caches 2>/dev/null" EXIT; \
 	for part in lint unit client scripts; do \
-		$(MAKE) --no-print-directory $$part || { kill $$caches; exit 1; }; \
+		$(MAKE) --no-print-directory $$part || exit 1; \
 	done; \
 	wait $$caches || { cat target/caches.log; exit 1; }
 	$(MAKE) --no-print-directory build nix-check emulated claims
